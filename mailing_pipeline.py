@@ -1,0 +1,2958 @@
+"""Feeds a call centre's dialer: SQL in PostgreSQL -> pandas -> CSV -> the SFTP folder of each campaign.
+
+The Windows Task Scheduler starts this program every hour from 08:00 to 20:00, Monday to Saturday. It runs
+`queries/*.sql`, turns each result into a timestamped CSV and puts it into the folder that the dialer watches for that
+campaign. The dialer sees the file and starts calling people at once, with nobody looking.
+
+Vocabulary
+    campaign     one .sql file, and the dialer campaign it feeds    cobranca_30d
+    mailing      the rows of one campaign in one run, as a CSV      mailing_cobranca_30d_22-12_10-00.csv
+    drop folder  the SFTP folder that the dialer watches            /entrada/cobranca_30d
+    slot         the clock hour a run belongs to                    2026-12-22 10:00
+    temp name    what a mailing is called until it is whole         .part-5f0c2a91
+    final name   what the dialer looks for                          mailing_cobranca_30d_22-12_10-00.csv
+    delivered    the complete file has its final name in the drop folder
+    held         a guard refused the mailing; nothing was sent
+    ledger       what was delivered, kept across runs and crashes   output/ledger.sqlite3
+
+Promises
+    1. Each campaign and slot reaches the dialer at most once, complete, in its own folder, in its hours.
+    2. A file is uploaded under a temp name, checked, and only then renamed; a final name is never overwritten.
+    3. A lost reply to the rename is settled by looking, in this run or the next, never by sending again.
+    4. Every value is the text that PostgreSQL wrote: no number or date of Python's comes near it.
+    5. An empty, collapsed, exploded or reshaped mailing is held, and said so.
+    6. One campaign's failure never stops the others. One run at a time.
+    7. No password, phone, CPF or row appears in a log or message.
+
+Exit codes
+    0  everything due was delivered, already delivered, or empty where empty is allowed
+    1  a bug (traceback in the log)
+    2  settings, queries or usage wrong
+    3  another run is active
+    4  some campaigns failed or were held
+    5  database: nothing could be exported
+    6  SFTP: nothing could be delivered
+    7  manual run outside the hours
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import selectors
+import socket
+import sqlite3
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from dataclasses import replace as dataclass_replace
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
+from enum import IntEnum, StrEnum
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+# psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is first used, so that
+# `--help` and a wrong setting answer at once, and so that the rest loads while the server is already working.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import paramiko
+    from psycopg.pq.abc import PGconn, PGresult
+    from rich.console import Console
+
+__version__ = "1.0.0"
+PROGRAM = "mailing_pipeline"
+log = logging.getLogger(PROGRAM)
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors: what went wrong, whether trying again can help, and what a person should do
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ExitCode(IntEnum):
+    """How a run ended; `meaning` is the sentence that --help, README and log use."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    BUSY = 3
+    PARTIAL = 4
+    DATABASE = 5
+    SFTP = 6
+    OUTSIDE_HOURS = 7
+
+    @property
+    def meaning(self) -> str:
+        """The sentence of the module's docstring for this code, kept in that one place."""
+        found = re.search(rf"^    {self.value}  (.+)$", __doc__ or "", re.MULTILINE)
+        return found.group(1) if found else self.name
+
+
+AGAIN, ONCE_MORE, TWICE_MORE, NEVER = (
+    None,
+    1,
+    2,
+    0,
+)  # how many more times an error is worth trying; None: RETRY_ATTEMPTS
+
+
+class PipelineError(Exception):
+    """Something a person can understand.
+
+    message names the culprit (file, line, key, folder), hint says what to do. retries is how many more times trying is
+    worth while (None: as many as RETRY_ATTEMPTS says). fatal: the whole stage fails at once, for every campaign.
+    down: the server itself is out of reach, so that the other campaigns need not spend a retry budget of their own.
+    """
+
+    exit_code = ExitCode.PARTIAL
+
+    def __init__(
+        self, message: str, hint: str = "", *, retries: int | None = NEVER, fatal: bool = False, down: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.message, self.hint, self.retries, self.fatal, self.down = message, hint, retries, fatal, down
+
+
+class SettingsFault(PipelineError):
+    """Settings, queries, ledger or usage are wrong: nothing was started. `faults` lists every one that was found."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Busy(PipelineError):
+    """Another run holds the lock."""
+
+    exit_code = ExitCode.BUSY
+
+
+class DatabaseError(PipelineError):
+    """PostgreSQL refused, failed or fell silent."""
+
+    exit_code = ExitCode.DATABASE
+
+
+class DeliveryError(PipelineError):
+    """The SFTP server refused, failed or fell silent."""
+
+    exit_code = ExitCode.SFTP
+
+
+class LocalFault(PipelineError):
+    """This PC's own disk or ledger failed."""
+
+
+class Held(PipelineError):
+    """A guard refused the mailing."""
+
+
+class Stopped(PipelineError):
+    """The run is being ended: by its deadline or by the operator."""
+
+
+def masked(text: str) -> str:
+    """text without runs of eight or more digits (phones, CPFs, contracts), however they are punctuated."""
+    return re.sub(r"(?:\d[ .()/-]{0,2}){8,}", "…", text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time: slots, hours, the run's deadline
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """The run's only source of time and chance. Tests pass another one."""
+
+    def now(self) -> datetime:
+        """The wall clock, local, with its offset."""
+        return datetime.now().astimezone()
+
+    def steady_s(self) -> float:
+        """Seconds on a clock that nobody sets."""
+        return time.monotonic()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Sleep for timeout_s seconds, or until event is set; whether it is."""
+        return event.wait(timeout_s)
+
+    def jitter(self) -> float:
+        """A random factor from 0.5 to 1, so that programs that failed together do not come back together."""
+        return random.uniform(0.5, 1.0)
+
+
+def slot_of(now: datetime) -> str:
+    """The clock hour that now belongs to, as the ledger writes it: 10:23 belongs to '2026-12-22 10:00'."""
+    return f"{now:%Y-%m-%d %H}:00"
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """When mailings may be sent: weekdays (0 = Monday), the first and last start of a day, days off."""
+
+    days: frozenset[int]
+    starts: tuple[clock_time, clock_time]
+    holidays: frozenset[date] = frozenset()
+
+    def inside(self, now: datetime) -> bool:
+        """Whether now is inside. The last start names a slot: with 20:00, 20:59 is still inside."""
+        slot_start = now.time().replace(minute=0, second=0, microsecond=0)
+        return (
+            now.weekday() in self.days
+            and now.date() not in self.holidays
+            and self.starts[0] <= now.time()
+            and slot_start <= self.starts[1]
+        )
+
+    def __str__(self) -> str:
+        days = ",".join(DAY_NAMES[day] for day in sorted(self.days))
+        return f"{self.starts[0]:%H:%M}-{self.starts[1]:%H:%M} {days}"
+
+
+class Deadline:
+    """The end of a run, and whatever else stops it: every wait of the run ends here.
+
+    Measured by the wall clock and by the steady one, whichever is further: a PC that slept, or a clock set back, must
+    not make an old mailing look young.
+    """
+
+    def __init__(self, clock: Clock, minutes: float) -> None:
+        self.clock, self.seconds = clock, minutes * 60
+        self.start, self._steady_start = clock.now(), clock.steady_s()
+        self._stop, self._reason = threading.Event(), "the run was stopped"
+
+    def left_s(self) -> float:
+        """Seconds until the run must be over; negative after it."""
+        elapsed = max((self.clock.now() - self.start).total_seconds(), self.clock.steady_s() - self._steady_start)
+        return self.seconds - elapsed
+
+    def stop(self, reason: str) -> None:
+        """End every wait of the run with Stopped(reason)."""
+        self._reason = reason
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise Stopped if the run must not go on."""
+        if self._stop.is_set():
+            raise Stopped(self._reason, "the next run starts afresh; nothing old is sent")
+        if self.left_s() <= 0:
+            raise Stopped(
+                f"the run's deadline of {self.seconds / 60:g} minutes has passed",
+                "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit",
+            )
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the run is stopped meanwhile (Stopped)."""
+        self.clock.wait(self._stop, max(0.0, min(seconds, self.left_s())))
+        self.check()
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently the one retry loop tries: attempts in all, first and longest pause in seconds."""
+
+    attempts: int
+    first_s: float
+    max_s: float
+
+
+def retry(action: Callable[[], T], policy: RetryPolicy, deadline: Deadline, who: str) -> T:
+    """The result of action, tried again for as long as its PipelineError says that this is worth while.
+
+    Pauses double from first_s to max_s, with jitter. No attempt starts later than attempts * max_s after the first
+    failure, nor beyond the deadline. action must be safe to repeat. Raises the last error.
+    """
+    failures, first_failure_s = 0, 0.0
+    while True:
+        deadline.check()
+        try:
+            return action()
+        except PipelineError as error:
+            failures += 1
+            now_s = deadline.clock.steady_s()
+            first_failure_s = first_failure_s or now_s
+            most = policy.attempts - 1 if error.retries is None else min(error.retries, policy.attempts - 1)
+            pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * deadline.clock.jitter()
+            budget_s = policy.attempts * policy.max_s - (now_s - first_failure_s)
+            if error.fatal or failures > most or pause_s > min(budget_s, deadline.left_s()):
+                raise
+            log.warning("%s: retry %d of %d in %.1f s: %s", who, failures, most, pause_s, error.message)
+            deadline.sleep(pause_s)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings: config.env and the environment -> Settings, or every fault at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+DAY_NAMES = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "latin-1")
+# libpq reads these from the environment alone; every other PG* name is one of its connection options.
+LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from low to high."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A parser that takes only these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"must be one of: {', '.join(choices)}")
+        return text.lower()
+
+    return parse
+
+
+def yes_no(text: str) -> bool:
+    """yes or no."""
+    return one_of("yes", "no")(text) == "yes"
+
+
+def one_character(text: str) -> str:
+    r"""A CSV delimiter: one ASCII character (or \t)."""
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or not text.isascii() or text.isalnum() or text in '"\r\n ':
+        raise ValueError(r"must be one character such as ; or , or | or \t")
+    return text
+
+
+def newline(text: str) -> str:
+    """crlf or lf, as the characters themselves."""
+    return {"crlf": "\r\n", "lf": "\n"}[one_of("crlf", "lf")(text)]
+
+
+def weekdays(text: str) -> frozenset[int]:
+    """'mon-sat' or 'mon,wed-fri' as weekday numbers, Monday = 0."""
+    days: set[int] = set()
+    for part in text.lower().split(","):
+        first, _, last = part.strip().partition("-")
+        if first not in DAY_NAMES or (last or first) not in DAY_NAMES:
+            raise ValueError("must be days such as mon-sat or mon,wed,fri")
+        low, high = DAY_NAMES.index(first), DAY_NAMES.index(last or first)
+        if low > high:
+            raise ValueError("must name its days from Monday to Sunday, such as mon-sat")
+        days.update(range(low, high + 1))
+    return frozenset(days)
+
+
+def day_hours(text: str) -> tuple[clock_time, clock_time]:
+    """'08:00-20:00' as the first and the last start of a day."""
+    found = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)", text)
+    if not found:
+        raise ValueError("must be hours such as 08:00-20:00")
+    h1, m1, h2, m2 = map(int, found.groups())
+    if (h1, m1) > (h2, m2):
+        raise ValueError("must begin before it ends, such as 08:00-20:00")
+    return clock_time(h1, m1), clock_time(h2, m2)
+
+
+def dates(text: str) -> frozenset[date]:
+    """'2026-12-25,2027-01-01' as dates."""
+    try:
+        return frozenset(date.fromisoformat(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("must be dates such as 2026-12-25,2027-01-01") from None
+
+
+def remote_path(text: str) -> PurePosixPath:
+    """A path on the SFTP server: always with /, never upwards."""
+    if "\\" in text or ".." in PurePosixPath(text).parts or not text.isprintable():
+        raise ValueError("must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash")
+    return PurePosixPath(text)
+
+
+def file_name_pattern(text: str) -> str:
+    """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere."""
+    try:
+        sample = render_file_name(text, "campaign", datetime(2026, 12, 22, 10, 0))
+    except ValueError:
+        sample = ""
+    if not re.fullmatch(r'[^\\/:*?"<>|%{}\x00-\x1f]*[^\\/:*?"<>|%{}\x00-\x1f. ]', sample) or sample.startswith(
+        TEMP_PREFIX
+    ):
+        raise ValueError(
+            r'must give a legal file name, such as mailing_{campaign}_%d-%m_%H-%M.csv (no \ / : * ? " < > |)'
+        )
+    if "{campaign}" not in text and "%H" not in text:
+        raise ValueError("must hold {campaign} or the hour (%H), so that two mailings do not share a name")
+    return text
+
+
+def fingerprint(text: str) -> str:
+    """An SSH host key's fingerprint as ssh-keygen -l prints it."""
+    if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", text):
+        raise ValueError("must look like SHA256: and 43 characters; --check prints the one it sees")
+    return text.rstrip("=")
+
+
+def setting(default: str, parse: Callable[[str], Any] = str, *, secret: bool = False) -> Any:
+    """One line of config.env: its key is the field's name in capitals; default and value are text for parse."""
+    return field(repr=not secret, metadata={"default": default, "parse": parse})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of config.env, parsed. config.env.example says what each is for."""
+
+    folder: Path  # of config.env: relative paths start here
+    libpq: Mapping[str, str] = field(repr=False)  # libpq's connection options, by its own keywords
+    libpq_environment: Mapping[str, str] = field(repr=False)
+
+    sftp_host: str = setting("")
+    sftp_port: int = setting("22", whole_number(1, 65535))
+    sftp_user: str = setting("")
+    sftp_password: str = setting("", secret=True)
+    sftp_key_file: str = setting("")
+    sftp_key_passphrase: str = setting("", secret=True)
+    sftp_host_key: str = setting("", lambda text: fingerprint(text) if text else "")
+    sftp_base_dir: PurePosixPath = setting("/", remote_path)
+    sftp_staging_dir: PurePosixPath | None = setting("", lambda text: remote_path(text) if text else None)
+    sftp_compress: bool = setting("no", yes_no)
+    sftp_verify: str = setting("size", one_of("size", "hash"))
+    queries_dir: str = setting("queries")
+    output_dir: str = setting("output")
+    log_dir: str = setting("logs")
+    file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
+    csv_delimiter: str = setting(";", one_character)
+    csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
+    csv_header: bool = setting("yes", yes_no)
+    csv_newline: str = setting("crlf", newline)
+    run_days: frozenset[int] = setting("mon-sat", weekdays)
+    run_hours: tuple[clock_time, clock_time] = setting("08:00-20:00", day_hours)
+    holidays: frozenset[date] = setting("", dates)
+    query_workers: int = setting("4", whole_number(1, 32))
+    query_timeout_seconds: int = setting("600", whole_number(1, 86400))
+    retry_attempts: int = setting("5", whole_number(1, 100))
+    retry_first_seconds: int = setting("2", whole_number(0, 3600))
+    retry_max_seconds: int = setting("60", whole_number(0, 3600))
+    run_deadline_minutes: int = setting("50", whole_number(1, 1440))
+    pickup_timeout_seconds: int = setting("0", whole_number(0, 3600))
+    retention_days: int = setting("7", whole_number(1, 3650))
+    language: str = setting("en", one_of("en", "pt"))
+    alert_urls: str = setting("", secret=True)
+    heartbeat_url: str = setting("", secret=True)
+
+    def local(self, path: str) -> Path:
+        """path, relative to the folder of config.env."""
+        return self.folder / path
+
+    @property
+    def output(self) -> Path:
+        return self.local(self.output_dir)
+
+    @property
+    def hours(self) -> Hours:
+        return Hours(self.run_days, self.run_hours, self.holidays)
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self.retry_attempts, self.retry_first_seconds, self.retry_max_seconds)
+
+
+SETTING_FIELDS = {item.name.upper(): item for item in fields(Settings) if item.metadata}
+
+
+def libpq_options() -> dict[str, str]:
+    """libpq's own table: environment name -> connection keyword (PGHOST -> host)."""
+    from psycopg import pq
+
+    return {option.envvar.decode(): option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
+
+
+def parse_settings(values: Mapping[str, str], folder: Path, source: str, *, sends: bool, knows_host: bool) -> Settings:
+    """Settings from raw texts by key; an empty text is the default.
+
+    sends: whether the run will reach for the SFTP server, so that its settings are needed. knows_host: whether
+    SFTP_HOST_KEY is needed as well (--check goes without, to print it). Raises SettingsFault with every fault, each
+    with its key and never its value; source is the file to name.
+    """
+    faults: list[str] = []
+    options = libpq_options()
+    parsed: dict[str, Any] = {}
+    for key, item in SETTING_FIELDS.items():
+        try:
+            parsed[item.name] = item.metadata["parse"](values.get(key) or item.metadata["default"])
+        except ValueError as error:
+            faults.append(f"{source}: {key}: {error}")
+            parsed[item.name] = item.metadata["parse"](item.metadata["default"])
+    for key in values:
+        if key not in SETTING_FIELDS and key not in options and key not in LIBPQ_ENVIRONMENT:
+            near = difflib.get_close_matches(key.upper(), [*SETTING_FIELDS, *options], 1)
+            faults.append(f"{source}: {key}: unknown setting" + (f"; did you mean {near[0]}?" if near else ""))
+    if sends:
+        needed = ["SFTP_HOST", "SFTP_USER"] + ["SFTP_HOST_KEY"] * knows_host
+        faults += [
+            f"{source}: {key}: missing" + ("; run with --check to see the server's fingerprint" if "KEY" in key else "")
+            for key in needed
+            if not values.get(key)
+        ]
+        if bool(values.get("SFTP_PASSWORD")) == bool(values.get("SFTP_KEY_FILE")):
+            faults.append(f"{source}: SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two")
+    if faults:
+        raise SettingsFault(*faults)
+    return Settings(
+        folder=folder,
+        libpq={options[key]: value for key, value in values.items() if key in options and value},
+        libpq_environment={key: value for key, value in values.items() if key in LIBPQ_ENVIRONMENT and value},
+        **parsed,
+    )
+
+
+def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool) -> Settings:
+    """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
+    from dotenv.parser import parse_stream  # the parser behind dotenv_values(interpolate=False), which keeps the lines
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SettingsFault(f"{path}: not found; copy config.env.example to config.env and fill it in") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SettingsFault(f"{path}: line {line}: not UTF-8; save the file as UTF-8 in the editor") from None
+    except OSError as error:
+        raise SettingsFault(f"{path}: cannot be read: {error.strerror}") from None
+    values: dict[str, str] = {}
+    faults: list[str] = []
+    for binding in parse_stream(io.StringIO(text)):
+        line = binding.original.line + len(re.match(r"\s*", binding.original.string, re.ASCII).group().splitlines())  # type: ignore[union-attr]
+        if binding.error or (binding.key and binding.value is None):
+            faults.append(f"{path.name}: line {line}: not of the form KEY=value")
+        elif binding.key in values:
+            faults.append(f"{path.name}: line {line}: {binding.key}: set twice")
+        elif binding.key:
+            values[binding.key] = binding.value or ""
+    known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
+    values |= {key: value for key, value in environ.items() if key in known and value and is_ours(key, value)}
+    try:
+        settings = parse_settings(values, path.parent.resolve(), path.name, sends=sends, knows_host=knows_host)
+    except SettingsFault as error:
+        raise SettingsFault(*faults, *error.faults) from None
+    if faults:
+        raise SettingsFault(*faults)
+    return settings
+
+
+def is_ours(key: str, value: str) -> bool:
+    """Whether an environment variable is meant for this program: LANGUAGE is also gettext's own, as 'pt_BR:pt'."""
+    return key != "LANGUAGE" or value in ("en", "pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Campaigns: queries/NN_campaign.sql -> Campaign, or every fault at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CsvFormat:
+    """How a mailing is written."""
+
+    delimiter: str
+    encoding: str
+    header: bool
+    newline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement of a file: its text, the line it starts on, its words outside quotes and comments, in capitals."""
+
+    text: str
+    line: int
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Campaign:
+    """One query file, ready to run. None among the guards means that the guard is off."""
+
+    name: str
+    source: str  # the file's name, for messages
+    prelude: tuple[Statement, ...]
+    select: Statement
+    folder: PurePosixPath
+    hours: Hours
+    timeout_s: int
+    csv: CsvFormat
+    file_name: str
+    columns: tuple[str, ...] | None = None
+    phones: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ()
+    min_rows: int | None = None
+    max_rows: int | None = None
+    max_drop: float | None = None
+    read_only: bool = True
+    enabled: bool = True
+    pickup_s: int = 0
+    pickup_error_folder: PurePosixPath | None = None
+
+
+def campaign_name(text: str) -> str:
+    """A campaign's name, which becomes part of file names and folders."""
+    if not re.fullmatch(r"[a-z0-9_]+", text):
+        raise ValueError("must have only a-z, 0-9 and _")
+    return text
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Column names, separated by ; or ,"""
+    found = tuple(name.strip() for name in re.split("[;,]", text))
+    if not all(found):
+        raise ValueError("must be column names separated by ; or ,")
+    return found
+
+
+def percent(text: str) -> float:
+    """'70%' as 0.7."""
+    found = re.fullmatch(r"(\d{1,2}|100)\s*%", text)
+    if not found:
+        raise ValueError("must be a percentage such as 70%")
+    return int(found.group(1)) / 100
+
+
+DIRECTIVES: dict[str, Callable[[str], Any]] = {
+    "campaign": campaign_name,
+    "folder": remote_path,
+    "columns": names,
+    "phones": names,
+    "unique": names,
+    "min_rows": whole_number(0, 100_000_000),
+    "max_rows": whole_number(1, 100_000_000),
+    "max_drop": percent,
+    "hours": day_hours,
+    "days": weekdays,
+    "timeout": whole_number(1, 86400),
+    "delimiter": one_character,
+    "encoding": one_of(*ENCODINGS),
+    "header": yes_no,
+    "newline": newline,
+    "file_name": file_name_pattern,
+    "read_only": yes_no,
+    "enabled": yes_no,
+    "pickup": whole_number(0, 3600),
+    "pickup_error_folder": remote_path,
+}
+
+SQL_TOKEN = re.compile(
+    r"""(?P<space>\s+ | --[^\n]*)
+      | (?P<block>/\*)
+      | (?P<quoted>[eE]'(?:[^'\\]|\\.|'')*(?P<end1>'|\Z) | '(?:[^']|'')*(?P<end2>'|\Z) | "(?:[^"]|"")*(?P<end3>"|\Z))
+      | (?P<dollar>\$(?P<tag>(?:[^\W\d]\w*)?)\$ .*? (?P<end4>\$(?P=tag)\$|\Z))
+      | (?P<word>[^\W\d][\w$]*)
+      | (?P<number>\d[\w.]*)
+      | (?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def end_of_block_comment(text: str, start: int) -> int:
+    """Where the comment that begins at start ends; PostgreSQL's nest. -1 if it does not end."""
+    depth = 0
+    for found in re.finditer(r"/\*|\*/", text[start:]):
+        depth += 1 if found.group() == "/*" else -1
+        if depth == 0:
+            return start + found.end()
+    return -1
+
+
+def split_statements(text: str) -> list[Statement]:
+    """The statements of an SQL file, without their semicolons; comments alone are none.
+
+    Knows quotes, E-strings, dollar quotes and nested comments (PostgreSQL manual, 4.1 Lexical Structure). Raises
+    ValueError('line 3: …') for a quote or comment that does not end and for psql's backslash commands.
+    """
+    statements: list[Statement] = []
+    words: list[str] = []
+    start: int | None = None  # of the statement's first token
+    position = 0
+
+    def line_of(index: int) -> int:
+        return text.count("\n", 0, index) + 1
+
+    while position < len(text):
+        found = SQL_TOKEN.match(text, position)
+        assert found, "every character is a token"
+        begin, position = position, found.end()
+        if found["space"]:
+            continue
+        if found["block"]:
+            position = end_of_block_comment(text, begin)
+            if position < 0:
+                raise ValueError(f"line {line_of(begin)}: this comment does not end")
+            continue
+        if "" in (found["end1"], found["end2"], found["end3"], found["end4"]):
+            raise ValueError(f"line {line_of(begin)}: this quote does not end")
+        if found["other"] == "\\":
+            raise ValueError(f"line {line_of(begin)}: psql's backslash commands are not SQL; remove it")
+        if found["other"] == ";":
+            if start is not None:
+                statements.append(Statement(text[start:begin], line_of(start), tuple(words)))
+            start, words = None, []
+            continue
+        start = begin if start is None else start
+        words.append((found["word"] or found["other"] or "''").upper())
+    if start is not None:
+        statements.append(Statement(text[start:], line_of(start), tuple(words)))
+    return statements
+
+
+def statement_faults(statements: Sequence[Statement]) -> list[str]:
+    """What keeps these statements from being a mailing query, each with its line."""
+    if not statements:
+        return ["no SQL statement; the last statement must be the SELECT of the mailing"]
+    faults = []
+    for statement in statements:
+        first = next((word for word in statement.words if word != "("), "")
+        ends = first in ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START")
+        if (ends and "TO" not in statement.words[:4]) or statement.words[:2] == ("PREPARE", "TRANSACTION"):
+            faults.append(
+                f"line {statement.line}: {first}: remove it; the program opens and ends the transaction itself"
+            )
+        elif first == "COPY":
+            faults.append(
+                f"line {statement.line}: COPY: remove it and leave the SELECT; the program copies the result itself"
+            )
+    last = statements[-1]
+    first = next((word for word in last.words if word != "("), "")
+    writes = first in ("INSERT", "UPDATE", "DELETE", "MERGE")
+    if not faults and first not in ("SELECT", "WITH", "VALUES", "TABLE") and not (writes and "RETURNING" in last.words):
+        faults.append(
+            f"line {last.line}: {first or 'this'}: the last statement must return the mailing's rows (SELECT …)"
+        )
+    return faults
+
+
+def parse_directives(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The leading `-- key: value` lines of a query file, parsed, and what is wrong with them, each with its line."""
+    found: dict[str, Any] = {}
+    faults: list[str] = []
+    leading = True
+    for number, line in enumerate(text.splitlines(), 1):
+        leading = leading and (not line.strip() or line.lstrip().startswith("--"))
+        comment = re.match(r"\s*--\s*([A-Za-z_-]+)\s*:(?!:)(.*)", line)
+        if not comment:
+            continue
+        key, value = comment.group(1).lower(), comment.group(2).strip()
+        if not leading:
+            if key in DIRECTIVES:
+                faults.append(f"line {number}: {key}: must stand above the first SQL line, or it has no effect")
+        elif key not in DIRECTIVES:
+            near = difflib.get_close_matches(key.replace("-", "_"), DIRECTIVES, 1, 0.7)
+            faults += [f"line {number}: {key}: unknown; did you mean {near[0]}?"] if near else []
+        elif key in found:
+            faults.append(f"line {number}: {key}: given twice")
+        else:
+            try:
+                if not value:
+                    raise ValueError("has no value")
+                found[key] = DIRECTIVES[key](value)
+            except ValueError as error:
+                faults.append(f"line {number}: {key}: {error}")
+                found[key] = None
+    return found, faults
+
+
+def parse_campaign(source: str, text: str, settings: Settings) -> Campaign:
+    """A query file as a Campaign; source is its file name. Raises SettingsFault with every fault and its line."""
+    given, faults = parse_directives(text)
+    name = given.get("campaign") or re.sub(r"^\d+_", "", source.removesuffix(".sql"))
+    try:
+        campaign_name(name)
+    except ValueError as error:
+        faults.append(f"the campaign's name '{name}' {error}; rename the file or add '-- campaign: name'")
+    columns = given.get("columns")
+    for key in ("phones", "unique"):
+        absent = [column for column in given.get(key) or () if columns and column not in columns]
+        faults += [f"{key}: {column} is not one of columns:" for column in absent]
+    try:
+        statements = split_statements(text)
+        faults += statement_faults(statements)
+    except ValueError as error:
+        faults.append(str(error))
+    if faults:
+        raise SettingsFault(*(f"{source}: {fault}" for fault in faults))
+
+    return Campaign(
+        name=name,
+        source=source,
+        prelude=tuple(statements[:-1]),
+        select=statements[-1],
+        folder=settings.sftp_base_dir / given.get("folder", name),
+        hours=Hours(given.get("days", settings.run_days), given.get("hours", settings.run_hours), settings.holidays),
+        timeout_s=given.get("timeout", settings.query_timeout_seconds),
+        csv=CsvFormat(
+            given.get("delimiter", settings.csv_delimiter),
+            given.get("encoding", settings.csv_encoding),
+            given.get("header", settings.csv_header),
+            given.get("newline", settings.csv_newline),
+        ),
+        file_name=given.get("file_name", settings.file_name),
+        pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
+        **{
+            key: given[key]
+            for key in given.keys() & {"columns", "phones", "unique", "min_rows", "max_rows", "max_drop"}
+            | given.keys() & {"read_only", "enabled", "pickup_error_folder"}
+        },
+    )
+
+
+def shared_place_faults(campaigns: Sequence[Campaign], staging: PurePosixPath | None) -> list[str]:
+    """Campaigns that share a name or a folder, or a drop folder that is also the staging folder."""
+    faults = []
+    taken: dict[tuple[str, str], str] = {("folder", str(staging).lower()): "SFTP_STAGING_DIR"} if staging else {}
+    for campaign in campaigns:
+        # Lower case, because some SFTP servers (Windows) take /Entrada and /entrada for one folder.
+        for what, value in (("name", campaign.name), ("folder", str(campaign.folder))):
+            other = taken.setdefault((what, value.lower()), campaign.source)
+            if other != campaign.source:
+                faults.append(f"{campaign.source}: the {what} {value} is used by {other} too; each needs its own")
+    return faults
+
+
+def load_campaigns(folder: Path, settings: Settings) -> list[Campaign]:
+    """The enabled campaigns of folder, in the order of their file names. Raises SettingsFault with every fault."""
+    campaigns: list[Campaign] = []
+    faults: list[str] = []
+    paths = sorted(folder.glob("*.sql"))
+    if not paths:
+        faults.append(f"{folder}: no .sql file; put one query per campaign there (QUERIES_DIR)")
+    for path in paths:
+        try:
+            campaigns.append(parse_campaign(path.name, path.read_bytes().decode("utf-8-sig"), settings))
+        except SettingsFault as error:
+            faults += error.faults
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            faults.append(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8 in the editor")
+        except OSError as error:
+            faults.append(f"{path.name}: cannot be read: {error.strerror}")
+    enabled = [campaign for campaign in campaigns if campaign.enabled]
+    faults += shared_place_faults(enabled, settings.sftp_staging_dir)
+    if faults:
+        raise SettingsFault(*faults)
+    return enabled
+
+
+def choose(campaigns: Sequence[Campaign], only: Sequence[str]) -> list[Campaign]:
+    """The campaigns that --only names, or all. Raises SettingsFault for an unknown name."""
+    known = [campaign.name for campaign in campaigns]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise SettingsFault(f"--only {', '.join(unknown)}: no such campaign; known: {', '.join(known)}")
+    return [campaign for campaign in campaigns if not only or campaign.name in only]
+
+
+def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
+    """The final name: strftime's codes and {campaign} filled in."""
+    return start.strftime(pattern.replace("{campaign}", campaign))
+
+
+def free_file_name(name: str, used: Callable[[str], bool]) -> str:
+    """name, or name-2, name-3 … before the extension: the first that was never used."""
+    stem, dot, extension = name.rpartition(".") if "." in name else (name, "", "")
+    candidates = (name if n == 1 else f"{stem}-{n}{dot}{extension}" for n in range(1, 10_000))
+    return next(candidate for candidate in candidates if not used(candidate))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Export: one place opens the database; blocks of COPY text -> DataFrame of strings -> treatment -> CSV bytes
+# ---------------------------------------------------------------------------------------------------------------------
+
+CONNECT_TIMEOUT_S = 15
+LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
+GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
+BLOCK_BYTES = 4 << 20
+
+ASK_ADMINISTRATOR = "ask the database administrator"
+LATER = "it is tried again by itself; if it stays so, ask the database administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseRule:
+    """Which errors are tried again: SQLSTATE (or, while connecting, libpq's text) -> class and hint."""
+
+    pattern: str
+    retries: int | None
+    fatal: bool
+    hint: str
+
+
+# While connecting libpq gives no SQLSTATE, and the text is in the server's language: English and Portuguese here. What
+# no rule knows is worth another try: refused, DNS, timeout, reset, too many connections, starting up, shutting down.
+CONNECT_RULES = (
+    DatabaseRule(
+        r"password authentication failed|no password supplied|autenticação .*senha|senha .*falhou|authentication failed",
+        NEVER,
+        True,
+        "check PGUSER and PGPASSWORD in config.env (or .pgpass)",
+    ),
+    DatabaseRule(
+        r'database ".*" (does not exist|não existe)|banco de dados ".*" não existe', NEVER, True, "check PGDATABASE"
+    ),
+    DatabaseRule(r'role ".*" (does not exist|não existe)|not permitted to log in', NEVER, True, "check PGUSER"),
+    DatabaseRule(r"pg_hba", NEVER, True, "ask the database administrator to let this PC in (pg_hba.conf)"),
+    DatabaseRule(
+        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)|definition of service",
+        NEVER,
+        True,
+        "check the PG… settings in config.env",
+    ),
+    DatabaseRule(r"", AGAIN, False, "check PGHOST, PGPORT and the network; is PostgreSQL running?"),
+)
+
+# PostgreSQL manual, Appendix A. The first pattern that matches decides; the last takes the rest.
+SQLSTATE_RULES = (
+    DatabaseRule(r"28...|3D000", NEVER, True, "check PGUSER, PGPASSWORD and PGDATABASE"),
+    DatabaseRule(r"08(000|001|003|006)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, False, LATER),
+    DatabaseRule(
+        r"55P03", AGAIN, False, "another session locks a table of this query; ask who changes it at this hour"
+    ),
+    DatabaseRule(r"57014", ONCE_MORE, False, "the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
+    DatabaseRule(r"53100|53200|55006|58030|XX000", ONCE_MORE, False, ASK_ADMINISTRATOR),
+    DatabaseRule(r"25006", NEVER, False, "the query writes; if it must (temp tables), add '-- read_only: no'"),
+    DatabaseRule(r"42501", NEVER, False, "ask for SELECT on that table for this PGUSER"),
+    DatabaseRule(r"42...|0A...", NEVER, False, "correct the query; --check tries it without sending"),
+    DatabaseRule(r"22...", NEVER, False, "a value does not fit; run the query in an SQL tool (values are not logged)"),
+    DatabaseRule(r"", NEVER, False, "run the query in an SQL tool to see more; " + ASK_ADMINISTRATOR),
+)
+
+# Messages of these classes name tables, columns, limits and servers. Others may quote a row, so only their name is told.
+TELLING_CLASSES = ("08", "0A", "25", "28", "3D", "40", "42", "53", "54", "55", "57")
+
+
+def connect_error(text: str) -> DatabaseError:
+    """What libpq said while connecting, classified."""
+    rule = next(rule for rule in CONNECT_RULES if re.search(rule.pattern, text, re.IGNORECASE))
+    told = " ".join(text.split())
+    return DatabaseError(f"database: {told}", rule.hint, retries=rule.retries, fatal=rule.fatal, down=True)
+
+
+def query_error(sqlstate: str, text: str, source: str, line: int | None) -> DatabaseError:
+    """An error of the server inside a query file, classified; without a SQLSTATE the connection was lost."""
+    from psycopg import errors
+
+    where = f"{source}: line {line}" if line else source
+    if not sqlstate:
+        hint = "check the network, and whether PostgreSQL was restarted"
+        return DatabaseError(f"{where}: the connection to the database was lost", hint, retries=AGAIN)
+    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
+    if sqlstate[:2] not in TELLING_CLASSES:
+        try:
+            text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
+        except KeyError:
+            text = "error"
+    return DatabaseError(f"{where}: {masked(text)} ({sqlstate})", rule.hint, retries=rule.retries, fatal=rule.fatal)
+
+
+class Session:
+    """One database connection whose every wait ends: at the query's limit, or when the run stops.
+
+    Speaks through psycopg.pq, libpq's asynchronous interface: a frozen backend ignores statement_timeout, and on
+    Windows nothing else would ever end the wait. After any error the session must be closed, not used again.
+    """
+
+    def __init__(self, pgconn: PGconn, close: Callable[[], None], deadline: Deadline) -> None:
+        self.pgconn, self.close, self.deadline = pgconn, close, deadline
+        self.limit_s = float("inf")  # on the steady clock
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(pgconn.socket, selectors.EVENT_READ)
+
+    def begin(self, campaign: Campaign, snapshot: str | None) -> None:
+        """Open the campaign's transaction and run what its file has before the mailing's own statement."""
+        self.limit_s = self.deadline.clock.steady_s() + campaign.timeout_s + GRACE_S
+        lines = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if campaign.read_only else "BEGIN"]
+        lines += [f"SET TRANSACTION SNAPSHOT '{snapshot}'"] if snapshot and campaign.read_only else []
+        lines += [
+            f"SET LOCAL statement_timeout = '{campaign.timeout_s}s'",
+            f"SET LOCAL lock_timeout = '{min(LOCK_TIMEOUT_S, campaign.timeout_s)}s'",
+            "SET LOCAL DateStyle = 'ISO'",
+        ]
+        self.run("; ".join(lines), campaign.source)
+        for statement in campaign.prelude:
+            self.run(statement.text, campaign.source, statement.line)
+
+    def run(self, sql: str, source: str, line: int = 0) -> PGresult:
+        """The last result of sql, which stands in source from that line on."""
+        self.pgconn.send_query(sql.encode())
+        return self._results(sql, source, line)
+
+    def columns(self, campaign: Campaign) -> tuple[str, ...]:
+        """The names of the columns that the mailing's statement would return; the server plans nothing yet."""
+        select = campaign.select
+        self.pgconn.send_prepare(b"", select.text.encode())
+        self._results(select.text, campaign.source, select.line)
+        self.pgconn.send_describe_prepared(b"")
+        described = self._results(select.text, campaign.source, select.line)
+        return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
+
+    def copy(self, campaign: Campaign) -> Iterator[bytes]:
+        """The mailing's rows as the server's own text (COPY, text format), in blocks of whole rows."""
+        select = campaign.select
+        self.run(f"COPY ({select.text}\n) TO STDOUT (ENCODING 'UTF8')", campaign.source, select.line)
+        block = bytearray()
+        while True:
+            # psycopg's Copy object does the same, at 1.7 times the processor time a row.
+            size, row = self.pgconn.get_copy_data(1)
+            if size > 0:
+                block += row
+                if len(block) >= BLOCK_BYTES:
+                    yield bytes(block)
+                    block.clear()
+            elif size == 0:
+                self._wait(campaign.source)
+            else:
+                break
+        self._results(select.text, campaign.source, select.line)
+        if block:
+            yield bytes(block)
+
+    def _results(self, sql: str, source: str, line: int = 0) -> PGresult:
+        from psycopg import pq
+
+        last: PGresult | None = None
+        while True:
+            while self.pgconn.flush() or self.pgconn.is_busy():
+                self._wait(source)
+            result = self.pgconn.get_result()
+            if result is None:
+                assert last is not None
+                return last
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise self._error(result, sql, source, line)
+            last = result
+            if result.status in (pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_IN):
+                return result
+
+    def _error(self, result: PGresult, sql: str, source: str, line: int) -> DatabaseError:
+        from psycopg.pq import DiagnosticField as Field
+
+        def told(item: Field) -> str:
+            return (result.error_field(item) or b"").decode("utf-8", "replace")
+
+        position = told(Field.STATEMENT_POSITION)
+        line += sql[: int(position) - 1].count("\n") if position and line else 0
+        return query_error(told(Field.SQLSTATE), told(Field.MESSAGE_PRIMARY), source, line)
+
+    def _wait(self, source: str) -> None:
+        from psycopg import OperationalError
+
+        while not self._selector.select(timeout=0.5):  # so that a stop is noticed within half a second
+            self.deadline.check()
+            if self.deadline.clock.steady_s() > self.limit_s:
+                hint = "the server neither answers nor ends the query; " + ASK_ADMINISTRATOR
+                raise DatabaseError(f"{source}: the database fell silent", hint, retries=ONCE_MORE)
+        try:
+            self.pgconn.consume_input()
+        except OperationalError:
+            raise query_error("", "", source, None) from None
+
+
+class Database:
+    """The connections of one run, and the snapshot that all its queries read.
+
+    One connection, the holder, exports the snapshot and stays open; the others import it. They all go to the host that
+    the holder reached, since a snapshot lives on one server.
+    """
+
+    def __init__(self, settings: Settings, deadline: Deadline) -> None:
+        self.settings, self.deadline = settings, deadline
+        self.down: PipelineError | None = None  # once a whole retry budget was spent on it
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self._holder: Session | None = None
+        self._snapshot: str | None = None
+        self._pin: dict[str, str] = {}
+
+    def connect(self) -> Session:
+        """A new session. Raises DatabaseError."""
+        import psycopg
+
+        defaults: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": PROGRAM,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,
+        }
+        os.environ.update(self.settings.libpq_environment)  # libpq reads these nowhere else
+        options = defaults | dict(self.settings.libpq) | self._pin | {"client_encoding": "UTF8"}
+        try:
+            connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+        except psycopg.Error as error:
+            raise connect_error(str(error)) from None
+        return Session(connection.pgconn, connection.close, self.deadline)
+
+    def open(self) -> None:
+        """Connect the holder and export the snapshot. Raises DatabaseError."""
+        with self._lock:
+            if self._holder:
+                return
+            self._pin = {}
+            holder = self.connect()
+            host, hostaddr, port = holder.pgconn.host, holder.pgconn.hostaddr, holder.pgconn.port
+            named = {"host": host.decode(), "hostaddr": hostaddr.decode(), "port": port.decode()}
+            self._pin = {key: value for key, value in named.items() if value}
+            holder.limit_s = self.deadline.clock.steady_s() + CONNECT_TIMEOUT_S + GRACE_S
+            self._holder, self._snapshot = holder, None
+            try:
+                holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "snapshot")
+                # An idle transaction is what the holder is: a server-wide limit must not end it.
+                keep = "set_config('idle_in_transaction_session_timeout', '0', true)"
+                result = holder.run(f"SELECT pg_export_snapshot(), {keep}", "snapshot")
+                self._snapshot = (result.get_value(0, 0) or b"").decode()
+            except DatabaseError as error:
+                if error.retries == AGAIN:
+                    self._holder = None
+                    holder.close()
+                    raise
+                log.warning("this server exports no snapshot, each query sees its own: %s", error.message)
+
+    @contextlib.contextmanager
+    def session(self, campaign: Campaign) -> Iterator[Session]:
+        """A session inside the campaign's transaction, on the run's snapshot."""
+        self.open()
+        with self._lock:
+            session = self._idle.pop() if self._idle else None
+            snapshot = self._snapshot
+        session = session or self.connect()
+        try:
+            try:
+                session.begin(campaign, snapshot)
+            except DatabaseError as error:
+                if snapshot and re.search(r"\((22023|55000)\)", error.message):
+                    self._forget(snapshot)
+                    message = "the shared snapshot was lost with its connection; a new one is taken"
+                    raise DatabaseError(f"{campaign.source}: {message}", LATER, retries=AGAIN) from None
+                raise
+            yield session
+            session.run("ROLLBACK" if campaign.read_only else "COMMIT", campaign.source)
+        except BaseException:
+            session.close()
+            raise
+        if not campaign.read_only:  # its SETs and temp tables outlive the transaction
+            session.close()
+            return
+        with self._lock:
+            self._idle.append(session)
+
+    def _forget(self, snapshot: str | None) -> None:
+        with self._lock:
+            if self._holder and self._snapshot == snapshot:
+                self._holder.close()
+                self._holder = None
+
+    def close(self) -> None:
+        """Close every idle connection; those in use are closed by their users."""
+        with self._lock:
+            for session in [*self._idle, *([self._holder] if self._holder else [])]:
+                session.close()
+            self._idle, self._holder = [], None
+
+
+CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"  # C0, DEL, C1, U+2028, U+2029 in UTF-8
+CONTROLS_INSIDE = re.compile(rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES))
+
+
+def plain_text(block: bytes) -> bytes:
+    r"""COPY text without its escapes: NULL (\N) becomes empty, line breaks and control characters one space.
+
+    Tabs still part cells and line feeds rows, as COPY writes those inside a cell as \t and \n (PostgreSQL manual, COPY,
+    Text Format).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if b"\\\\" in block:
+        block = block.replace(b"\\\\", b"\0")  # NUL never occurs in PostgreSQL's text
+    block = block.replace(b"\\N", b"")
+    if b"\\" in block:
+        block = re.sub(rb"\\[bfnrtv]", b"\x01", block)
+    # RE2 sees in one pass, outside the interpreter lock, whether the slower substitution has anything to do.
+    if pc.match_substring_regex(pa.array([block], pa.binary()), CONTROL_BYTES)[0].as_py():
+        block = CONTROLS_INSIDE.sub(b" ", block)
+    return block.replace(b"\0", b"\\")
+
+
+def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
+    """A block of COPY text as a DataFrame of strings, one column per name; no value is interpreted."""
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv
+
+    numbered = [str(index) for index in range(len(columns))]  # names may be any text: they are set afterwards
+    table = csv.read_csv(
+        pa.BufferReader(plain_text(block)),
+        read_options=csv.ReadOptions(column_names=numbered, block_size=len(block) + 1, use_threads=False),
+        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(numbered, pa.string()), strings_can_be_null=False, check_utf8=False
+        ),
+    )
+    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    frame.columns = pd.Index(columns)
+    return frame
+
+
+# Anatel, Plano Geral de Códigos Nacionais: the area codes in use.
+AREA_CODES = "1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9]"
+# Anatel, Resolução 749/2022: mobile numbers have nine digits beginning with 9, fixed ones eight beginning with 2 to 5.
+VALID_PHONE = rf"^(?:55)?0?((?:{AREA_CODES})(?:9\d{{8}}|[2-5]\d{{7}}))$"
+
+
+def clean_phones(cells: pd.Series[str]) -> pd.Series[str]:
+    """Brazilian phone numbers as area code and number, digits only; what is none becomes empty."""
+    digits = cells.str.replace(r"\D+", "", regex=True)
+    valid = digits.str.match(VALID_PHONE)
+    return digits.str.replace(VALID_PHONE, r"\1", regex=True).where(valid, "")
+
+
+class SeenKeys:
+    """The keys seen so far in a mailing, as sorted 64-bit hashes: 8 bytes a key, so that memory hardly grows with rows.
+
+    Two keys of one mailing collide once in about 10 million mailings of 2 million rows; a collision rejects one row.
+    """
+
+    def __init__(self) -> None:
+        self._seen: np.ndarray[Any, Any] | None = None
+
+    def first(self, keys: pd.DataFrame) -> pd.Series[bool]:
+        """Which rows are the first with their key; an empty key is never a duplicate."""
+        import numpy as np
+        import pandas as pd
+
+        joined = keys.iloc[:, 0]
+        for number in range(1, keys.shape[1]):
+            joined = joined + "\x1f" + keys.iloc[:, number]
+        empty = (keys == "").all(axis=1)
+        hashes = pd.util.hash_array(joined.to_numpy(dtype=object), categorize=False)
+        seen = np.empty(0, np.uint64) if self._seen is None else self._seen
+        places = np.searchsorted(seen, hashes)
+        known = np.zeros(len(hashes), bool)
+        inner = places < len(seen)
+        known[inner] = seen[places[inner]] == hashes[inner]
+        first = empty | ~(known | pd.Series(hashes).duplicated().to_numpy())
+        new = np.sort(hashes[(first & ~empty).to_numpy(dtype=bool)])
+        self._seen = np.insert(seen, np.searchsorted(seen, new), new)
+        return first
+
+
+class Treatment:
+    """What happens to every row of one mailing, in this order: strip, phones, unique."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.phones, self.unique = list(campaign.phones), list(campaign.unique)
+        self._seen = SeenKeys()
+
+    def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows to send, and the rejected ones as they came, with a last column `reason`."""
+        frame = frame.apply(lambda column: column.str.strip())
+        came, rejected = frame, []
+        if self.phones:
+            frame = frame.assign(**{column: clean_phones(frame[column]) for column in self.phones})
+            reachable = (frame[self.phones] != "").any(axis=1)
+            rejected.append(came[~reachable].assign(reason="no valid phone"))
+            frame = frame[reachable]
+        if self.unique:
+            first = self._seen.first(frame[self.unique])
+            rejected.append(came.loc[frame.index[~first]].assign(reason=f"duplicate {', '.join(self.unique)}"))
+            frame = frame[first]
+        import pandas as pd
+
+        return frame, pd.concat(rejected) if rejected else came.iloc[:0].assign(reason="")
+
+
+def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
+    """A treated block as CSV text in UTF-8, RFC 4180 with minimal quoting, without the header line.
+
+    Arrow's writer is several times faster, but refuses a cell that needs quotes. Such a block is halved until the piece
+    that needs them is small, and that piece goes to DataFrame.to_csv: the bytes are the same either way.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    if frame.empty:
+        return b""
+    if frame.shape[1] > 1:  # csv writes a lone empty cell as "", which Arrow does not know
+        out = pa.BufferOutputStream()
+        options = csv.WriteOptions(
+            include_header=False, delimiter=form.delimiter, quoting_style="none", batch_size=65536
+        )
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        with contextlib.suppress(pa.ArrowInvalid):
+            csv.write_csv(table, out, options)
+            # Arrow writes line feeds fast and any other line end slowly; no cell holds one here.
+            return bytes(out.getvalue().to_pybytes().replace(b"\n", form.newline.encode()))
+    if len(frame) > 64:
+        half = len(frame) // 2
+        return to_csv(frame.iloc[:half], form) + to_csv(frame.iloc[half:], form)
+    text: str = frame.to_csv(sep=form.delimiter, index=False, header=False, lineterminator=form.newline)
+    return text.encode()
+
+
+def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
+    """The CSV's first line, quoted like any other."""
+    import pandas as pd
+
+    text: str = pd.DataFrame(columns=pd.Index(columns)).to_csv(
+        sep=form.delimiter, index=False, lineterminator=form.newline
+    )
+    return text.encode()
+
+
+def encoded(utf8: bytes, encoding: str) -> tuple[bytes, int]:
+    """utf8 in the campaign's encoding, and how many characters it lacks, which became '?'."""
+    if encoding in ("utf-8", "utf-8-sig"):
+        return utf8, 0
+    data = utf8.decode().encode(encoding, "replace")
+    return data, data.count(b"?") - utf8.count(b"?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mailing:
+    """A whole mailing on this PC's disk."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: int
+    rejected: Mapping[str, int]  # by reason
+    replaced: int  # characters that the encoding lacks
+    size_bytes: int
+    sha256: str
+
+
+class LocalFile:
+    """A file that appears under its name only when it is whole: written as .part, flushed to disk, renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path.with_name(path.name + ".part")  # where it stands now
+        self.size_bytes, self.sha256 = 0, hashlib.sha256()
+        with local_faults(self.place):
+            self._file = open(self.place, "wb", buffering=0)  # noqa: SIM115 (closed by finish or discard)
+
+    def write(self, data: bytes) -> None:
+        """Append data."""
+        with local_faults(self.place):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        self.sha256.update(data)
+        self.size_bytes += len(data)
+
+    def finish(self) -> None:
+        """Bring every byte to the disk; nothing is written after it."""
+        with local_faults(self.place):
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def keep(self) -> None:
+        """Give the finished file its name."""
+        with local_faults(self.path):
+            patient_replace(self.place, self.path)
+        self.place = self.path
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self.place.unlink(missing_ok=True)
+
+
+def patient_replace(source: Path, target: Path) -> None:
+    """os.replace, patient for three seconds with a target or source that another Windows program holds open."""
+    for pause_s in (0.1, 0.2, 0.4, 0.8, 1.5, None):
+        try:
+            return os.replace(source, target)
+        except OSError as error:
+            if pause_s is None or getattr(error, "winerror", None) not in (5, 32, 33):
+                raise
+            time.sleep(pause_s)
+
+
+@contextlib.contextmanager
+def local_faults(path: Path) -> Iterator[None]:
+    """The seam for this PC's disk: OSError -> LocalFault."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free space on this PC's disk, and close programs that hold the file open"
+        raise LocalFault(f"{path}: {error.strerror or error}", hint) from error
+
+
+class Export:
+    """One campaign's mailing while it comes into being: a worker writes, the courier follows.
+
+    `mailing` or `error` is set once, at the end. `attempt` counts the tries: a new one begins a new file, and whatever
+    was sent of the old one is worthless.
+    """
+
+    def __init__(self, campaign: Campaign, path: Path, changed: threading.Condition) -> None:
+        self.campaign, self.path, self.changed = campaign, path, changed
+        self.attempt, self.rows = 0, 0
+        self.file: LocalFile | None = None
+        self.mailing: Mailing | None = None
+        self.error: PipelineError | None = None
+        self.start_s = self.seconds = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the mailing is whole, or will never be."""
+        return self.mailing is not None or self.error is not None
+
+    def read(self, attempt: int, offset: int, size: int) -> bytes | None:
+        """Up to size bytes that attempt has written so far, from offset; None if that attempt was given up."""
+        with self.changed:  # opened and closed under the lock: on Windows an open file cannot be renamed
+            if attempt != self.attempt or self.file is None:
+                return None
+            size = min(size, self.file.size_bytes - offset)
+            if size <= 0:
+                return b""
+            with local_faults(self.file.place), open(self.file.place, "rb") as reader:
+                reader.seek(offset)
+                return reader.read(size)
+
+    def run(self, database: Database, policy: RetryPolicy) -> None:
+        """Fill the mailing, or set error; never raises."""
+        clock = database.deadline.clock
+        self.start_s = clock.steady_s()
+        error: PipelineError | None = None
+        mailing: Mailing | None = None
+        try:
+            mailing = retry(lambda: self._once(database), policy, database.deadline, self.campaign.name)
+        except PipelineError as found:
+            error = found
+            if isinstance(found, DatabaseError) and found.down:
+                database.down = found
+        except Exception as found:
+            error = bug(found)
+        with self.changed:
+            self.seconds = clock.steady_s() - self.start_s
+            self.mailing, self.error = mailing, error
+            self.changed.notify_all()
+
+    def _once(self, database: Database) -> Mailing:
+        """One attempt, from BEGIN to a named file."""
+        if database.down:
+            raise database.down
+        campaign = self.campaign
+        with database.session(campaign) as session:
+            columns = session.columns(campaign)
+            if objection := layout_objection(columns, campaign):
+                raise Held(*objection)
+            blocks = session.copy(campaign)
+            with self.changed:
+                self.attempt, self.rows, self.file = self.attempt + 1, 0, LocalFile(self.path)
+            try:
+                return self._write(self.file, columns, blocks)
+            except BaseException:
+                with self.changed:
+                    self.file.discard()
+                    self.file = None
+                raise
+
+    def _write(self, file: LocalFile, columns: tuple[str, ...], blocks: Iterable[bytes]) -> Mailing:
+        """Every block through treatment into the CSV, the rejected rows into one beside it."""
+        campaign, form = self.campaign, self.campaign.csv
+        treatment, reasons, replaced = Treatment(campaign), Counter[str](), 0
+        rejects: LocalFile | None = None
+        try:
+            if form.encoding == "utf-8-sig":
+                file.write("\ufeff".encode())
+            if form.header:
+                file.write(encoded(header_line(columns, form), form.encoding)[0])
+            for block in blocks:
+                kept, rejected = treatment.apply(to_frame(block, columns))
+                data, lacking = encoded(to_csv(kept, form), form.encoding)
+                file.write(data)
+                replaced += lacking
+                if len(rejected):
+                    reasons.update(rejected["reason"])
+                    if rejects is None:
+                        rejects = LocalFile(self.path.with_name(f"{self.path.stem}_rejected.csv"))
+                        rejects.write(encoded(header_line([*columns, "reason"], form), form.encoding)[0])
+                    rejects.write(encoded(to_csv(rejected, form), form.encoding)[0])
+                with self.changed:
+                    self.rows += len(kept)
+                    self.changed.notify_all()
+                if campaign.max_rows is not None and self.rows > campaign.max_rows:
+                    raise Held(f"more than max_rows {campaign.max_rows:,} contacts", CHECK_QUERY)
+            if rejects:
+                rejects.finish()
+                rejects.keep()
+            file.finish()
+            with self.changed:  # the courier reads under this lock
+                file.keep()
+        except BaseException:
+            if rejects:
+                rejects.discard()
+            raise
+        return Mailing(self.path, columns, self.rows, reasons, replaced, file.size_bytes, file.sha256.hexdigest())
+
+
+def bug(error: Exception) -> PipelineError:
+    """An error that nobody foresaw: its place goes to the log, its text only masked, since it may quote a row."""
+    places = "".join(traceback.format_tb(error.__traceback__))
+    log.error("a bug: %s: %s\n%s", type(error).__name__, masked(str(error))[:300], places)
+    fault = PipelineError(f"internal error ({type(error).__name__})", "send the log of today to the developer")
+    fault.exit_code = ExitCode.BUG
+    return fault
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Guards: whether a mailing may be sent. Values in, an objection out
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHECK_QUERY = "check the query and the data; if the number is right, change the guard in the query file"
+
+
+def layout_objection(columns: Sequence[str], campaign: Campaign) -> tuple[str, str] | None:
+    """Why columns are not what the dialer expects, with a hint; None if they are."""
+    hint = "correct the query's column names, or its 'columns:' line if the dialer's layout really changed"
+    if not columns:
+        return "the query returns no columns", hint
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        return f"column {twice[0]} comes twice", hint
+    if campaign.columns is not None and tuple(columns) != campaign.columns:
+        missing = [name for name in campaign.columns if name not in columns]
+        extra = [name for name in columns if name not in campaign.columns]
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"not expected {', '.join(extra)}"] if extra else []
+        return f"the columns changed: {'; '.join(parts) or 'another order: ' + ', '.join(columns)}", hint
+    absent = [name for name in (*campaign.phones, *campaign.unique) if name not in columns]
+    if absent:
+        return f"phones: or unique: names the column {absent[0]}, which the query does not return", hint
+    return None
+
+
+def rows_objection(rows: int, campaign: Campaign, past_rows: Sequence[int]) -> tuple[str, str] | None:
+    """Why that many rows are not sent, with a hint; None if they may be. past_rows: of the last delivered mailings."""
+    if rows < (campaign.min_rows or 0):
+        return f"{rows:,} contacts, fewer than min_rows {campaign.min_rows:,}", CHECK_QUERY
+    if campaign.max_rows is not None and rows > campaign.max_rows:
+        return f"{rows:,} contacts, more than max_rows {campaign.max_rows:,}", CHECK_QUERY
+    usual = statistics.median(past_rows) if past_rows else 0
+    if rows and campaign.max_drop is not None and rows < usual * (1 - campaign.max_drop):
+        fallen = (
+            f"{rows:,} contacts, {1 - rows / usual:.0%} below the usual {usual:,.0f} (max_drop {campaign.max_drop:.0%})"
+        )
+        return fallen, CHECK_QUERY
+    return None
+
+
+def time_objection(campaign: Campaign, deadline: Deadline, ignore_hours: bool) -> tuple[str, str] | None:
+    """Why it is too late (or too early) to publish a mailing of this run now; None if it is not."""
+    now = deadline.clock.now()
+    if not ignore_hours and not campaign.hours.inside(now):
+        return f"{now:%H:%M} is outside the campaign's hours {campaign.hours}", "nothing to do: it is not sent late"
+    if deadline.left_s() <= 0:
+        return "the run's deadline has passed", "see in the log what took so long; the next run queries anew"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Delivery: one SFTP session; upload under a temp name, check, rename; a rename in doubt is settled by looking
+# ---------------------------------------------------------------------------------------------------------------------
+
+TEMP_PREFIX = ".part-"  # matches neither a dialer's prefix pattern nor its extension pattern
+SFTP_TIMEOUT_S = 60  # a request without any reply for so long means a dead connection
+CHUNK_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class SftpRule:
+    """Which errors are tried again: exception class and text -> class and hint. connection: the session is dead."""
+
+    kind: str
+    pattern: str
+    retries: int | None
+    fatal: bool
+    connection: bool
+    hint: str
+
+
+NETWORK_HINT = "check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?"
+# Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and cross-device alike
+# as OSError("Failure") without an errno. The first row that fits decides.
+SFTP_RULES = (
+    SftpRule("AuthenticationException", r"(?i)timeout", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("AuthenticationException", r"", NEVER, True, True, "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE"),
+    SftpRule(
+        "IncompatiblePeer",
+        r"",
+        NEVER,
+        True,
+        True,
+        "the server offers only outdated algorithms (SHA-1); its administrator must update it",
+    ),
+    SftpRule("FileNotFoundError", r"", NEVER, False, False, "create the folder on the server, or correct '-- folder:'"),
+    SftpRule(
+        "PermissionError", r"", NEVER, False, False, "ask the server's administrator for write access to the folder"
+    ),
+    SftpRule("OSError", r"(?i)unsupported|not supported", NEVER, False, False, "the server lacks this operation"),
+    SftpRule("EOFError", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("TimeoutError", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("ConnectionError", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("gaierror", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("SSHException", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("SFTPError", r"", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("OSError", r"(?i)socket|closed|\[Errno", AGAIN, False, True, NETWORK_HINT),
+    SftpRule("OSError", r"", TWICE_MORE, False, False, "see whether the server's disk is full or its quota used up"),
+)
+
+
+def sftp_error(error: Exception, doing: str) -> tuple[DeliveryError, bool]:
+    """error while doing something on the server, classified; and whether the session is dead."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    rule = next(rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error)))
+    told = masked(" ".join(str(error).split())) or type(error).__name__
+    fault = DeliveryError(f"{doing}: {told}", rule.hint, retries=rule.retries, fatal=rule.fatal, down=rule.connection)
+    return fault, rule.connection
+
+
+class DropFolders:
+    """The SFTP server's folders over one session, which is dialled by its first use and again after a broken connection.
+
+    Knows nothing of retrying: every method raises DeliveryError, classified.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.down: DeliveryError | None = None  # once a whole retry budget was spent on it
+        self._transport: paramiko.Transport | None = None
+        self._client: paramiko.SFTPClient | None = None
+
+    def connect(self) -> None:
+        """Dial and log in, unless that was done."""
+        with self._session("login"):
+            pass
+
+    def seen_fingerprint(self) -> str:
+        """The host key that the server shows now, with its kind; no password is sent."""
+        with self._translated("connection"):
+            transport = self._dial()
+            key = transport.get_remote_server_key()
+            self.drop()
+            return f"{key.fingerprint} ({key.get_name()})"
+
+    def drop(self) -> None:
+        """Close the connection at once, whatever state it is in; safe from another thread."""
+        transport, self._transport, self._client = self._transport, None, None
+        if transport:
+            with contextlib.suppress(OSError):
+                transport.sock.shutdown(socket.SHUT_RDWR)
+            transport.close()
+
+    def size(self, path: PurePosixPath) -> int | None:
+        """The size of a file in bytes, None if there is none."""
+        with self._session(f"looking for {path}") as client:
+            try:
+                return client.stat(str(path)).st_size or 0
+            except FileNotFoundError:
+                return None
+
+    def close(self) -> None:
+        """Log out."""
+        self.drop()
+
+    def check_folder(self, folder: PurePosixPath) -> None:
+        """Raise DeliveryError unless folder is a directory. It is never created: a typing error would be fed for ever."""
+        with self._session(f"drop folder {folder}") as client:
+            mode = client.stat(str(folder)).st_mode
+        if mode is not None and mode & 0o170000 != 0o040000:
+            raise DeliveryError(f"drop folder {folder}: is not a folder", "correct '-- folder:' in the query file")
+
+    def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> int:
+        """Write chunks into a new file; the bytes that arrived. Raises DeliveryError, also for a write that was refused.
+
+        paramiko never reads the replies of pipelined writes, except when a later write is not pipelined: so the last
+        bytes go like that, and raise for all before them.
+        """
+        sent, waiting = 0, b""
+        with self._session(f"creating {temp}") as client:
+            file = client.open(str(temp), "wx")
+        with self._session(f"writing {temp}"):
+            try:
+                file.set_pipelined(True)
+                for chunk in chunks:
+                    if waiting:
+                        file.write(waiting)
+                    sent, waiting = sent + len(chunk), chunk
+                if len(waiting) > 1:
+                    file.write(waiting[:-1])
+                file.set_pipelined(False)
+                file.write(waiting[-1:])
+                arrived = file.stat().st_size
+            except TimeoutError:
+                raise  # closing would wait for the same silent server
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+        if not sent == arrived == self.size(temp):
+            raise DeliveryError(f"{temp}: {sent:,} bytes sent, {arrived:,} arrived", DISK_HINT, retries=TWICE_MORE)
+        return sent
+
+    def sha256(self, path: PurePosixPath) -> str:
+        """The SHA-256 of a file, read back from the server."""
+        digest = hashlib.sha256()
+        with self._session(f"reading {path} back") as client, client.open(str(path), "rb") as file:
+            file.prefetch(file.stat().st_size)
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def rename(self, temp: PurePosixPath, final: PurePosixPath) -> None:
+        """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it."""
+        with self._session(f"renaming {temp} to {final.name}") as client:
+            client.rename(str(temp), str(final))
+
+    def remove(self, path: PurePosixPath) -> None:
+        """Remove a file if it is there."""
+        with self._session(f"removing {path}") as client, contextlib.suppress(FileNotFoundError):
+            client.remove(str(path))
+
+    @contextlib.contextmanager
+    def _session(self, doing: str) -> Iterator[paramiko.SFTPClient]:
+        with self._translated(doing):
+            if self._client is None:
+                self._client = self._log_in(self._dial())
+            yield self._client
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """The seam for paramiko: its exceptions -> DeliveryError; a dead session is dropped."""
+        import paramiko
+
+        try:
+            yield
+        except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+            fault, dead = sftp_error(error, f"SFTP: {doing}")
+            if dead:
+                self.drop()
+            raise fault from error
+
+    def _dial(self) -> paramiko.Transport:
+        """A connection whose host key is the pinned one; nothing secret has been sent yet."""
+        import paramiko
+
+        settings = self.settings
+        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), CONNECT_TIMEOUT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests would wait for Nagle's algorithm
+        self._transport = transport = paramiko.Transport(sock)
+        transport.banner_timeout = transport.auth_timeout = CONNECT_TIMEOUT_S
+        transport.use_compression(settings.sftp_compress)
+        transport.start_client(timeout=CONNECT_TIMEOUT_S)  # returns silently after its timeout
+        key = transport.get_remote_server_key()
+        seen: str = key.fingerprint
+        if settings.sftp_host_key and not secrets.compare_digest(seen, settings.sftp_host_key):
+            self.drop()
+            raise DeliveryError(
+                f"SFTP: {settings.sftp_host} shows another host key than SFTP_HOST_KEY: {seen} ({key.get_name()})",
+                "do not go on: ask the server's administrator whether the key was changed; no password was sent",
+                fatal=True,
+            )
+        return transport
+
+    def _log_in(self, transport: paramiko.Transport) -> paramiko.SFTPClient:
+        import paramiko
+
+        settings = self.settings
+        if settings.sftp_key_file:
+            transport.auth_publickey(settings.sftp_user, load_key(settings))
+        else:
+            transport.auth_password(settings.sftp_user, settings.sftp_password)
+        # open_sftp() has no timeout of its own: it waits for ever for a server that accepts and stays silent.
+        channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
+        channel.settimeout(SFTP_TIMEOUT_S)
+        channel.invoke_subsystem("sftp")
+        return paramiko.SFTPClient(channel)
+
+
+DISK_HINT = "see whether the server's disk is full or its quota used up"
+
+
+def load_key(settings: Settings) -> paramiko.PKey:
+    """The private key of SFTP_KEY_FILE. Raises DeliveryError, fatal."""
+    import paramiko
+
+    path = settings.local(settings.sftp_key_file)
+    try:
+        return paramiko.PKey.from_path(path, settings.sftp_key_passphrase or None)
+    except FileNotFoundError:
+        message, hint = "not found", "correct SFTP_KEY_FILE"
+    except OSError as error:
+        message, hint = f"cannot be read: {error.strerror}", "let this user read the file"
+    except (paramiko.SSHException, ValueError, TypeError) as error:  # what cryptography says of a passphrase varies
+        encrypted = "pass" in str(error).lower()
+        message = "the passphrase does not open it" if encrypted else "is no private key that paramiko knows"
+        hint = "check SFTP_KEY_PASSPHRASE" if encrypted else "make one with: ssh-keygen -t ed25519"
+    raise DeliveryError(f"SFTP_KEY_FILE: {path}: {message}", hint, fatal=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ledger: what was promised before a rename, and what came of it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class State(StrEnum):
+    """How far a mailing came. `publishing` is the moment of doubt: its rename may have happened."""
+
+    STARTED = "started"
+    EXPORTED = "exported"
+    PUBLISHING = "publishing"
+    DELIVERED = "delivered"
+    EMPTY = "empty"
+    HELD = "held"
+    FAILED = "failed"
+
+
+LEDGER_SQL = """
+CREATE TABLE IF NOT EXISTS mailings (
+    id INTEGER PRIMARY KEY,
+    slot TEXT NOT NULL,                  -- 2026-12-22 10:00
+    campaign TEXT NOT NULL,
+    state TEXT NOT NULL,
+    resend INTEGER NOT NULL DEFAULT 0,   -- 1: sent although the slot had been delivered (--resend)
+    folder TEXT NOT NULL,                -- the drop folder
+    file TEXT NOT NULL,                  -- the final name
+    temp TEXT NOT NULL DEFAULT '',       -- the whole path that it is uploaded to
+    rows INTEGER NOT NULL DEFAULT 0,
+    rejected INTEGER NOT NULL DEFAULT 0,
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL DEFAULT '',
+    seconds REAL NOT NULL DEFAULT 0,
+    message TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT '',
+    changed TEXT NOT NULL                -- local time with offset
+);
+CREATE UNIQUE INDEX IF NOT EXISTS at_most_once ON mailings (campaign, slot)
+    WHERE resend = 0 AND state IN ('publishing', 'delivered');
+CREATE INDEX IF NOT EXISTS by_file ON mailings (file);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger."""
+
+    id: int
+    slot: str
+    campaign: str
+    state: State
+    resend: bool
+    folder: PurePosixPath
+    file: str
+    temp: str
+    rows: int
+    rejected: int
+    size_bytes: int
+    sha256: str
+    seconds: float
+    message: str
+    hint: str
+    changed: str
+
+    @property
+    def final(self) -> PurePosixPath:
+        return self.folder / self.file
+
+
+class Ledger:
+    """The record of deliveries, kept across runs and crashes: one SQLite table, on the disk before a call returns.
+
+    The only class that knows SQLite, so that the ledger can move into PostgreSQL when a second PC stands by.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path, self.clock = path, clock
+        is_new = not path.exists()
+        leftovers = is_new and sorted(path.parent.glob("*.csv"))
+        if leftovers:
+            raise SettingsFault(
+                f"{path}: the ledger is gone, but {path.parent} holds mailings ({leftovers[0].name} …): what this slot "
+                "has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA synchronous=FULL")
+            sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
+            self._db.executescript(LEDGER_SQL)
+            self._db.execute("PRAGMA user_version = 1")  # a real write: read-only and full disks show here
+        except (sqlite3.Error, OSError) as error:
+            sound = str(error)
+        if sound != "ok":
+            raise SettingsFault(
+                f"{path}: the ledger cannot be used ({sound}); nothing was sent. Free the disk, make the file writable and "
+                "close other programs that hold it; if it is damaged, restore it or move it away with the CSVs beside it"
+            )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def start(self, slot: str, campaign: Campaign, file: str, resend: bool) -> int:
+        """A new entry; its id."""
+        columns = (slot, campaign.name, State.STARTED, resend, str(campaign.folder), file, self._now())
+        sql = "INSERT INTO mailings (slot, campaign, state, resend, folder, file, changed) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        return self._execute(sql, columns).lastrowid or 0
+
+    def update(self, entry_id: int, **values: Any) -> None:
+        """Set columns of an entry; on the disk when it returns."""
+        values["changed"] = self._now()
+        names = ", ".join(f"{name} = ?" for name in values)
+        self._execute(f"UPDATE mailings SET {names} WHERE id = ?", (*values.values(), entry_id))
+
+    def entries(self, where: str, *values: Any) -> list[Entry]:
+        """The entries for which the SQL condition holds, oldest first."""
+        rows = self._execute(f"SELECT * FROM mailings WHERE {where} ORDER BY id", values).fetchall()
+        return [
+            Entry(**{**dict(row), "state": State(row["state"]), "folder": PurePosixPath(row["folder"])}) for row in rows
+        ]
+
+    def past_rows(self, campaign: str) -> list[int]:
+        """The rows of the campaign's last ten delivered mailings."""
+        sql = "SELECT rows FROM mailings WHERE campaign = ? AND state = 'delivered' ORDER BY id DESC LIMIT 10"
+        return [row["rows"] for row in self._execute(sql, (campaign,))]
+
+    def knows_file(self, name: str) -> bool:
+        """Whether a mailing ever had this name."""
+        return self._execute("SELECT 1 FROM mailings WHERE file = ? LIMIT 1", (name,)).fetchone() is not None
+
+    def _now(self) -> str:
+        return self.clock.now().isoformat(timespec="milliseconds")
+
+    def _execute(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.Error as error:
+            hint = "free the disk, and close other programs that hold the ledger"
+            raise LocalFault(f"{self.path}: {error}", hint) from error
+
+
+@contextlib.contextmanager
+def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None]:
+    """One run at a time: SQLite's write lock on a small file, which the operating system releases when a process dies.
+
+    who describes this run for the one that finds the lock taken. Waits up to wait_s seconds, then raises Busy.
+    """
+    until_s = clock.steady_s() + wait_s
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=0, isolation_level=None)
+    except (sqlite3.Error, OSError) as error:
+        raise SettingsFault(f"{path}: the lock cannot be used: {error}; make OUTPUT_DIR writable") from None
+    with contextlib.closing(db):
+        holder, told = "another run", False
+        while True:
+            try:
+                # Readers may look while the second BEGIN IMMEDIATE holds the lock: so the holder's name is committed first.
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("CREATE TABLE IF NOT EXISTS holder (who TEXT)")
+                db.execute("DELETE FROM holder")
+                db.execute("INSERT INTO holder VALUES (?)", (who,))
+                db.execute("COMMIT")
+                db.execute("BEGIN IMMEDIATE")
+                break
+            except sqlite3.OperationalError as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if "locked" not in str(error):
+                    raise SettingsFault(f"{path}: the lock cannot be used: {error}; make OUTPUT_DIR writable") from None
+            with contextlib.suppress(sqlite3.Error, TypeError):
+                holder = db.execute("SELECT who FROM holder").fetchone()[0]
+            if clock.steady_s() >= until_s:
+                raise Busy(f"another run is active: {holder}", "wait until it has ended; it delivers by itself")
+            if not told:
+                log.info("waiting for %s to end", holder)
+                told = True
+            clock.wait(threading.Event(), 1)
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report: one outcome per campaign; exit code, table and JSON are computed from them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """What became of a campaign in this run."""
+
+    DELIVERED = "delivered"
+    ALREADY = "already delivered"
+    READY = "would be sent"
+    EMPTY = "empty"
+    NOT_DUE = "not due"
+    HELD = "held"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A campaign's verdict with its figures; message and hint say why and what to do."""
+
+    campaign: str
+    verdict: Verdict
+    folder: str = ""
+    file: str = ""
+    columns: int = 0
+    rows: int = 0
+    rejected: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    hint: str = ""
+    exit_code: ExitCode = ExitCode.OK
+    stage: bool = False  # the whole database or SFTP stage failed, not this campaign alone
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    slot: str
+    start: datetime
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The code of the whole run: 5 and 6 only when a stage failed and nothing got through it."""
+        codes = [outcome.exit_code for outcome in self.outcomes if outcome.exit_code]
+        if ExitCode.BUG in codes or not codes:
+            return ExitCode.BUG if codes else ExitCode.OK
+        verdicts = {outcome.verdict for outcome in self.outcomes}
+        stages = {outcome.exit_code for outcome in self.outcomes if outcome.stage}
+        if ExitCode.DATABASE in stages and not verdicts & {
+            Verdict.DELIVERED,
+            Verdict.READY,
+            Verdict.EMPTY,
+            Verdict.HELD,
+        }:
+            return ExitCode.DATABASE
+        if ExitCode.SFTP in stages and Verdict.DELIVERED not in verdicts:
+            return ExitCode.SFTP
+        return ExitCode.PARTIAL
+
+    def as_json(self) -> str:
+        """The report as one JSON object."""
+        return json.dumps(
+            {
+                "slot": self.slot,
+                "start": self.start.isoformat(timespec="seconds"),
+                "seconds": round(self.seconds, 3),
+                "exit_code": self.exit_code.value,
+                "meaning": self.exit_code.meaning,
+                "campaigns": [
+                    {item.name: getattr(outcome, item.name) for item in fields(Outcome)[:11]}
+                    for outcome in self.outcomes
+                ],
+            },
+            ensure_ascii=False,
+        )
+
+
+def outcome_of_error(base: Outcome, error: PipelineError) -> Outcome:
+    """base with the verdict that error means."""
+    return dataclass_replace(
+        base,
+        verdict=Verdict.HELD if isinstance(error, Held) else Verdict.FAILED,
+        message=error.message,
+        hint=error.hint,
+        exit_code=error.exit_code,
+        stage=error.fatal or error.down,
+    )
+
+
+def human_size(size_bytes: int) -> str:
+    """1536 as '1.5 KB'."""
+    size = float(size_bytes)
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table of results, then every problem with what to do."""
+    from rich import box
+    from rich.table import Table
+
+    dry = any(outcome.verdict is Verdict.READY for outcome in report.outcomes)
+    table = Table(box=box.SIMPLE_HEAD, title=f"Slot {report.slot}", title_justify="left", pad_edge=False)
+    for name in ("campaign", "result", "contacts", "rejected", *(["columns"] if dry else []), "size", "seconds"):
+        table.add_column(name, justify="left" if name in ("campaign", "result") else "right", no_wrap=True)
+    table.add_column("remote path" if dry else "file", overflow="fold")
+    for outcome in report.outcomes:
+        numbers = [f"{outcome.rows:,}", f"{outcome.rejected:,}", *([str(outcome.columns)] if dry else [])]
+        numbers += [human_size(outcome.size_bytes), f"{outcome.seconds:.1f}"]
+        path = str(PurePosixPath(outcome.folder) / outcome.file) if dry else outcome.file
+        style = VERDICT_STYLES.get(outcome.verdict, "")
+        table.add_row(outcome.campaign, f"[{style}]{outcome.verdict}[/]" if style else outcome.verdict, *numbers, path)
+    console.print(table)
+    for outcome in report.outcomes:
+        if outcome.message:
+            console.print(f"{outcome.campaign}: {outcome.verdict}: {outcome.message}", markup=False, highlight=False)
+            if outcome.hint:
+                console.print(f"    -> {outcome.hint}", markup=False, highlight=False)
+    code = report.exit_code
+    console.print(f"exit code {code.value}: {code.meaning}", markup=False, highlight=False)
+
+
+VERDICT_STYLES = {
+    Verdict.DELIVERED: "green",
+    Verdict.READY: "green",
+    Verdict.HELD: "yellow",
+    Verdict.FAILED: "red",
+    Verdict.UNKNOWN: "red",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run: settle what is in doubt, export several at a time, deliver each as it is ready
+# ---------------------------------------------------------------------------------------------------------------------
+
+FOLLOW_BYTES = 1 << 20  # an upload begins beside the export once so much is there; a small mailing is sent when whole
+STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    dry_run: bool = False
+    check: bool = False
+    status: bool = False
+    scheduled: bool = False
+    only: tuple[str, ...] = ()
+    resend: bool = False
+    ignore_hours: bool = False
+    json: bool = False
+
+
+def base_outcome(export: Export) -> Outcome:
+    """The figures of an outcome; the verdict is still to come."""
+    mailing = export.mailing
+    return Outcome(
+        campaign=export.campaign.name,
+        verdict=Verdict.FAILED,
+        folder=str(export.campaign.folder),
+        file=export.path.name,
+        columns=len(mailing.columns) if mailing else 0,
+        rows=mailing.rows if mailing else 0,
+        rejected=sum(mailing.rejected.values()) if mailing else 0,
+        size_bytes=mailing.size_bytes if mailing else 0,
+        seconds=export.seconds,
+    )
+
+
+def refusal(export: Export, past_rows: Sequence[int]) -> Outcome | None:
+    """The outcome of a mailing that is done but must not be sent: failed, empty or held. None if it may be sent."""
+    mailing, base = export.mailing, base_outcome(export)
+    if mailing is None:
+        assert export.error is not None
+        return outcome_of_error(base, export.error)
+    if mailing.rows == 0 and not export.campaign.min_rows:
+        return dataclass_replace(base, verdict=Verdict.EMPTY)
+    objection = rows_objection(mailing.rows, export.campaign, past_rows)
+    return outcome_of_error(base, Held(*objection)) if objection else None
+
+
+class Courier:
+    """Takes the mailings of one run to the dialer, the whole ones first, and otherwise follows one that still grows."""
+
+    def __init__(
+        self, settings: Settings, options: Options, deadline: Deadline, ledger: Ledger, drops: DropFolders
+    ) -> None:
+        self.settings, self.options, self.deadline = settings, options, deadline
+        self.ledger, self.drops = ledger, drops
+        self.slot = slot_of(deadline.start)
+        self.outcomes: dict[str, Outcome] = {}
+        self._pending: dict[str, tuple[Export, int]] = {}  # campaign -> its export and its entry in the ledger
+        self._temps: dict[int, list[str]] = {}  # entry -> temp names that may still be on the server
+        self._followed: Export | None = None  # its upload is under way, and lets others go first
+
+    def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
+        """What a killed run left in doubt, before anything else: look what became of its renames, remove its temps."""
+        doubtful = self.ledger.entries("state IN ('started', 'exported', 'publishing') OR temp <> ''")
+        if doubtful:
+            retry(self.drops.connect, self._policy, self.deadline, "SFTP")
+        for entry in doubtful:
+            if entry.state is not State.PUBLISHING:
+                if entry.state in (State.STARTED, State.EXPORTED):
+                    self.ledger.update(
+                        entry.id, state=State.FAILED, message="the run was interrupted before publishing"
+                    )
+                self._temps[entry.id] = entry.temp.split("\n") if entry.temp else []
+                self._drop_temps(entry.id)
+                continue
+            campaign = campaigns.get(entry.campaign)
+            late = "its campaign is gone" if campaign is None else ""
+            if campaign and entry.slot != self.slot:
+                late = f"its slot {entry.slot} is over"
+            elif campaign and (objection := self._time_objection(campaign)):
+                late = objection[0]
+            settle = functools.partial(self._settle, entry, late)
+            published = retry(settle, self._policy, self.deadline, entry.campaign)
+            log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, "delivered" if published else "not sent")
+            state = State.DELIVERED if published else State.FAILED
+            message = "" if published else f"not published: {late or 'the rename never happened'}"
+            self.ledger.update(entry.id, state=state, message=message, temp="")
+
+    def due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
+        """The campaigns to run now; the others get their outcome."""
+        delivered = {e.campaign: e for e in self.ledger.entries("slot = ? AND state = 'delivered'", self.slot)}
+        due = []
+        for campaign in campaigns:
+            entry = delivered.get(campaign.name)
+            if entry and not self.options.resend:
+                self.outcomes[campaign.name] = Outcome(
+                    campaign=campaign.name,
+                    verdict=Verdict.ALREADY,
+                    folder=str(entry.folder),
+                    file=entry.file,
+                    rows=entry.rows,
+                    rejected=entry.rejected,
+                    size_bytes=entry.size_bytes,
+                )
+            elif not self.options.ignore_hours and not campaign.hours.inside(self.deadline.start):
+                message = f"runs {campaign.hours}"
+                self.outcomes[campaign.name] = Outcome(campaign=campaign.name, verdict=Verdict.NOT_DUE, message=message)
+            else:
+                due.append(campaign)
+        return due
+
+    def expect(self, export: Export) -> None:
+        """Register a mailing that an export worker will write."""
+        resend = bool(
+            self.ledger.entries("slot = ? AND campaign = ? AND state = 'delivered'", self.slot, export.campaign.name)
+        )
+        entry_id = self.ledger.start(self.slot, export.campaign, export.path.name, resend)
+        self._pending[export.campaign.name] = (export, entry_id)
+        if resend:
+            log.warning("%s: sent again on request (--resend)", export.campaign.name)
+
+    def work(self, changed: threading.Condition) -> None:
+        """Deliver every expected mailing; returns when each has its outcome. Raises Stopped at the run's end."""
+        if not self._pending:
+            return
+        try:
+            retry(self.drops.connect, self._policy, self.deadline, "SFTP")  # while the queries run
+        except DeliveryError as error:
+            self.drops.down = error
+        while self._pending:
+            if self.drops.down:
+                self._give_up(self.drops.down)
+                return
+            self._deliver_whole()
+            growing = [
+                e for e, _ in self._pending.values() if not e.done and e.file and e.file.size_bytes > FOLLOW_BYTES
+            ]
+            if growing:
+                self._followed = growing[0]
+                self._deliver(growing[0])
+                self._followed = None
+                continue
+            with changed:
+                if self._pending and not any(export.done for export, _ in self._pending.values()):
+                    changed.wait(0.5)
+            self.deadline.check()
+
+    def finish(self, error: PipelineError | None) -> None:
+        """Give what is still pending its outcome, and remove temps that could not be removed before."""
+        if error:
+            self._give_up(error)
+        for entry_id in list(self._temps):
+            self._drop_temps(entry_id)
+
+    @property
+    def _policy(self) -> RetryPolicy:
+        return self.settings.retry_policy
+
+    def _time_objection(self, campaign: Campaign) -> tuple[str, str] | None:
+        return time_objection(campaign, self.deadline, self.options.ignore_hours)
+
+    def _give_up(self, error: PipelineError) -> None:
+        """Everything pending fails with error, or with its own."""
+        for export, entry_id in list(self._pending.values()):
+            self._conclude(export, entry_id, outcome_of_error(base_outcome(export), export.error or error))
+
+    def _deliver_whole(self) -> None:
+        for export, _ in list(self._pending.values()):
+            if export.done and export is not self._followed and not self.drops.down:
+                self._deliver(export)
+
+    def _deliver(self, export: Export) -> None:
+        """Bring one mailing to its outcome, unless its export began anew meanwhile: then it stays pending."""
+        entry_id = self._pending[export.campaign.name][1]
+        try:
+            outcome = retry(lambda: self._attempt(export, entry_id), self._policy, self.deadline, export.campaign.name)
+        except DeliveryError as error:
+            if error.down or error.fatal:
+                self.drops.down = error
+            outcome = outcome_of_error(base_outcome(export), error)
+        except PipelineError as error:
+            outcome = outcome_of_error(base_outcome(export), error)
+        if outcome:
+            self._conclude(export, entry_id, outcome)
+
+    def _conclude(self, export: Export, entry_id: int, outcome: Outcome) -> None:
+        """Note the outcome in report, ledger and log."""
+        self._pending.pop(export.campaign.name, None)
+        states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
+        told = f"{outcome.message} ({outcome.hint})" if outcome.hint else outcome.message
+        if outcome.verdict is Verdict.DELIVERED:
+            log.info(
+                "%s: delivered %s: %s contacts, %s bytes",
+                outcome.campaign,
+                outcome.file,
+                outcome.rows,
+                outcome.size_bytes,
+            )
+        elif outcome.verdict is Verdict.EMPTY:
+            log.info("%s: empty, nothing to send", outcome.campaign)
+        else:
+            log.error("%s: %s: %s", outcome.campaign, outcome.verdict, told)
+        try:
+            if self._state(entry_id) is State.PUBLISHING and outcome.verdict is not Verdict.DELIVERED:
+                outcome = dataclass_replace(outcome, verdict=Verdict.UNKNOWN)  # the next run settles it
+                self.ledger.update(entry_id, message=outcome.message, hint=outcome.hint)
+            else:
+                self.ledger.update(
+                    entry_id,
+                    state=states.get(outcome.verdict, State.FAILED),
+                    rows=outcome.rows,
+                    rejected=outcome.rejected,
+                    size_bytes=outcome.size_bytes,
+                    seconds=outcome.seconds,
+                    message=outcome.message,
+                    hint=outcome.hint,
+                    temp="\n".join(self._temps.get(entry_id, [])),
+                )
+        except LocalFault as error:
+            log.error("%s: the ledger could not note it, the next run looks: %s", outcome.campaign, error.message)
+        self.outcomes[outcome.campaign] = outcome
+
+    def _state(self, entry_id: int) -> State:
+        return self.ledger.entries("id = ?", entry_id)[0].state
+
+    def _refusal(self, export: Export) -> Outcome | None:
+        """Why a mailing that is done is not sent now; None if it may be."""
+        past_rows = self.ledger.past_rows(export.campaign.name)
+        if refused := refusal(export, past_rows):
+            return refused
+        objection = self._time_objection(export.campaign)
+        return outcome_of_error(base_outcome(export), Held(*objection)) if objection else None
+
+    def _attempt(self, export: Export, entry_id: int) -> Outcome | None:
+        """One try: upload under a temp name, ask the guards, check, publish. None if the export began anew."""
+        if export.done and (outcome := self._refusal(export)):
+            return outcome
+        campaign = export.campaign
+        self.drops.check_folder(campaign.folder)
+        if self.drops.size(campaign.folder / export.path.name) is not None:
+            hint = "somebody else puts files there, or the dialer does not take them; nothing was overwritten"
+            raise Held(f"{campaign.folder}/{export.path.name} is already there", hint)
+        temp = (self.settings.sftp_staging_dir or campaign.folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
+        self._note_temp(entry_id, temp)
+        try:
+            self.drops.send(temp, self._follow(export))
+            outcome = self._refusal(export)
+            if not outcome:
+                self._verify(export, temp)
+                return self._publish(export, entry_id, temp)
+        except Superseded:
+            outcome = None
+        except BaseException:
+            self._drop_temps(entry_id)
+            raise
+        self._drop_temps(entry_id)
+        return outcome
+
+    def _follow(self, export: Export) -> Iterator[bytes]:
+        """The mailing's bytes as they reach the local disk. Whole mailings of others go first while this one grows."""
+        attempt, offset = export.attempt, 0
+        while True:
+            self.deadline.check()
+            done = export.done
+            if not done:
+                self._deliver_whole()
+            chunk = export.read(attempt, offset, CHUNK_BYTES)
+            if chunk is None:
+                raise Superseded
+            if chunk:
+                offset += len(chunk)
+                yield chunk
+            elif done:
+                return
+            else:
+                with export.changed:
+                    export.changed.wait(0.2)
+
+    def _verify(self, export: Export, temp: PurePosixPath) -> None:
+        """Step 5's second half: with SFTP_VERIFY=hash the bytes on the server are read back."""
+        mailing = export.mailing
+        assert mailing is not None
+        if self.settings.sftp_verify == "hash" and self.drops.sha256(temp) != mailing.sha256:
+            raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK_HINT, retries=TWICE_MORE)
+
+    def _publish(self, export: Export, entry_id: int, temp: PurePosixPath) -> Outcome:
+        """Steps 6 to 9. From the ledger's `publishing` on, the mailing may be out: it is never uploaded again."""
+        campaign, mailing, base = export.campaign, export.mailing, base_outcome(export)
+        assert mailing is not None
+        self.ledger.update(
+            entry_id, state=State.EXPORTED, rows=mailing.rows, size_bytes=mailing.size_bytes, sha256=mailing.sha256
+        )
+        if objection := self._time_objection(campaign):
+            self._drop_temps(entry_id)
+            return outcome_of_error(base, Held(*objection))
+        self.ledger.update(entry_id, state=State.PUBLISHING, temp=str(temp))
+        try:
+            self.drops.rename(temp, campaign.folder / export.path.name)
+        except DeliveryError as error:
+            log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
+            return self._settle_rename(export, entry_id, base, error)
+        self._temps.pop(entry_id, None)
+        return self._delivered(base, mailing)
+
+    def _settle_rename(self, export: Export, entry_id: int, base: Outcome, error: DeliveryError) -> Outcome:
+        """What a rename that raised has come to."""
+        entry, mailing = self.ledger.entries("id = ?", entry_id)[0], export.mailing
+        assert mailing is not None
+
+        def settle() -> bool:
+            objection = self._time_objection(export.campaign)
+            return self._settle(entry, objection[0] if objection else "")
+
+        try:
+            published = retry(settle, self._policy, self.deadline, export.campaign.name)
+        except DeliveryError as found:
+            if found.down:
+                self.drops.down = found
+                hint = "the next run looks whether the dialer got it, and never sends it twice"
+                return dataclass_replace(outcome_of_error(base, found), verdict=Verdict.UNKNOWN, hint=hint)
+            error, published = found, False
+            published = self._withdrawn_too_late(entry)
+        if published:
+            self._temps.pop(entry_id, None)
+            return self._delivered(base, mailing)
+        self.ledger.update(entry_id, state=State.EXPORTED)
+        return outcome_of_error(base, error)
+
+    def _settle(self, entry: Entry, late: str) -> bool:
+        """Look what became of a rename: whether the mailing was published. late: why it may not be published now.
+
+        Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the dialer has
+        taken it. A leftover temp beside the final name is OpenSSH's link without its unlink.
+        """
+        temp = PurePosixPath(entry.temp.rpartition("\n")[2])
+        final_size, temp_size = self.drops.size(entry.final), self.drops.size(temp)
+        if temp_size is None:
+            if final_size not in (None, entry.size_bytes):
+                log.warning("%s: %s has %s bytes, not ours", entry.campaign, entry.final, final_size)
+            return True
+        if final_size == entry.size_bytes:
+            self.drops.remove(temp)
+            return True
+        if final_size is not None or late:
+            return self._withdrawn_too_late(entry)
+        self.drops.rename(temp, entry.final)
+        return True
+
+    def _withdrawn_too_late(self, entry: Entry) -> bool:
+        """Take the temp away so that no request still under way can publish it; whether one just did."""
+        before = self.drops.size(entry.final)
+        self.drops.remove(PurePosixPath(entry.temp.rpartition("\n")[2]))
+        return before is None and self.drops.size(entry.final) == entry.size_bytes
+
+    def _delivered(self, base: Outcome, mailing: Mailing) -> Outcome:
+        message = f"{mailing.replaced:,} characters are not in the encoding and became '?'" if mailing.replaced else ""
+        return dataclass_replace(base, verdict=Verdict.DELIVERED, message=message)
+
+    def _note_temp(self, entry_id: int, temp: PurePosixPath) -> None:
+        """On the ledger before it is on the server, so that a killed run's temp is found and removed."""
+        temps = self._temps.setdefault(entry_id, [])
+        temps.append(str(temp))
+        self.ledger.update(entry_id, temp="\n".join(temps))
+
+    def _drop_temps(self, entry_id: int) -> None:
+        """Remove an entry's temps, now or, while the server is out of reach, at the end or in the next run."""
+        try:
+            if not self.drops.down:
+                for temp in self._temps.get(entry_id, []):
+                    self.drops.remove(PurePosixPath(temp))
+                self._temps.pop(entry_id, None)
+                self.ledger.update(entry_id, temp="")
+        except PipelineError as error:
+            log.warning("a temp file stays on the server until the next run: %s", error.message)
+
+
+class Superseded(Exception):
+    """The export that was being followed began anew."""
+
+
+@contextlib.contextmanager
+def exporting(
+    campaigns: Sequence[Campaign], settings: Settings, deadline: Deadline, folder: Path, files: Mapping[str, str]
+) -> Iterator[list[Export]]:
+    """Exports that run in the background, QUERY_WORKERS at a time, started in order; stopped when the block ends."""
+    changed = threading.Condition()
+    exports = [Export(campaign, folder / files[campaign.name], changed) for campaign in campaigns]
+    waiting = iter(exports)
+    database = Database(settings, deadline)
+    lock = threading.Lock()
+
+    def work(first: bool) -> None:
+        if first:  # one retry budget for a server that is down, before anything else asks for it
+            try:
+                retry(database.open, settings.retry_policy, deadline, "database")
+            except PipelineError as error:
+                database.down = error
+            opened.set()
+        opened.wait()
+        while True:
+            with lock:
+                export = next(waiting, None)
+            if export is None:
+                return
+            export.run(database, settings.retry_policy)
+
+    opened = threading.Event()
+    workers = [
+        threading.Thread(target=work, args=(number == 0,), name=f"export-{number}", daemon=True)
+        for number in range(min(settings.query_workers, len(exports)))
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        yield exports
+    finally:
+        if not all(export.done for export in exports):
+            deadline.stop("the run is over")
+        for worker in workers:
+            worker.join(timeout=STOP_GRACE_S)
+        database.close()
+
+
+@contextlib.contextmanager
+def watchdog(deadline: Deadline, drop: Callable[[], None]) -> Iterator[None]:
+    """End a hung run: at the deadline break the SFTP connection, STOP_GRACE_S later the process.
+
+    Every wait of the program has an end of its own; this is for the waits of others (a driver, a library, a disk).
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            if deadline.left_s() > 0:
+                continue
+            log.error("the run's deadline has passed: ending it")
+            deadline.stop(f"the run's deadline of {deadline.seconds / 60:g} minutes has passed")
+            drop()
+            if not over.wait(STOP_GRACE_S):
+                log.critical("exit code 4: the run did not end by itself %d s after its deadline", STOP_GRACE_S)
+                logging.shutdown()
+                os._exit(ExitCode.PARTIAL)
+            return
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def run(settings: Settings, campaigns: Sequence[Campaign], options: Options, clock: Clock) -> Report:
+    """Deliver every campaign that is due in this slot. Raises PipelineError only before anything was exported."""
+    deadline = Deadline(clock, settings.run_deadline_minutes)
+    who = f"process {os.getpid()}, started {deadline.start:%Y-%m-%d %H:%M:%S}"
+    who += " by the Task Scheduler" if options.scheduled else " by hand"
+    wait_s = deadline.left_s() if options.scheduled else 0
+    with only_run(settings.output / "run.lock", who, clock, wait_s):
+        ledger = Ledger(settings.output / "ledger.sqlite3", clock)
+        drops = DropFolders(settings)
+        with contextlib.closing(ledger), contextlib.closing(drops), watchdog(deadline, drops.drop):
+            courier = Courier(settings, options, deadline, ledger, drops)
+            remove_old_files(settings, ledger, clock)
+            courier.settle_leftovers({campaign.name: campaign for campaign in campaigns})
+            due = courier.due(choose(campaigns, options.only))
+            files: dict[str, str] = {}
+            for campaign in due:
+                name = render_file_name(campaign.file_name, campaign.name, deadline.start)
+                files[campaign.name] = free_file_name(name, lambda n: n in files.values() or ledger.knows_file(n))
+            with exporting(due, settings, deadline, settings.output, files) as exports:
+                deliver_all(courier, exports, deadline)
+            order = [campaign.name for campaign in campaigns if campaign.name in courier.outcomes]
+            outcomes = tuple(courier.outcomes[name] for name in order)
+            return Report(courier.slot, deadline.start, (clock.now() - deadline.start).total_seconds(), outcomes)
+
+
+def deliver_all(courier: Courier, exports: Sequence[Export], deadline: Deadline) -> None:
+    """Every export to its outcome, also when the run is stopped meanwhile by its deadline or by Ctrl+C."""
+    error: PipelineError | None = None
+    try:
+        for export in exports:
+            courier.expect(export)
+        if exports:
+            courier.work(exports[0].changed)
+    except Stopped as found:
+        error = found
+    except KeyboardInterrupt:
+        error = Stopped("stopped by the operator", "start the program again; it sends only what is missing")
+        deadline.stop(error.message)
+    courier.finish(error)
+
+
+def rehearse(settings: Settings, campaigns: Sequence[Campaign], options: Options, clock: Clock) -> Report:
+    """The --dry-run: everything but SFTP and ledger; the CSVs go to output/dry-run."""
+    deadline = Deadline(clock, settings.run_deadline_minutes)
+    folder, ledger_path = settings.output / "dry-run", settings.output / "ledger.sqlite3"
+    with local_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(ledger_path, clock) if ledger_path.exists() else None
+    chosen = choose(campaigns, options.only)
+    files: dict[str, str] = {}
+    for campaign in chosen:
+        name = render_file_name(campaign.file_name, campaign.name, deadline.start)
+        files[campaign.name] = free_file_name(name, lambda n: n in files.values())
+    outcomes = []
+    with watchdog(deadline, lambda: None), exporting(chosen, settings, deadline, folder, files) as exports:
+        for export in exports:
+            with export.changed:
+                while not export.done:
+                    export.changed.wait(0.5)
+            campaign = export.campaign
+            past_rows = ledger.past_rows(campaign.name) if ledger else []
+            objection = time_objection(campaign, deadline, options.ignore_hours)
+            ready = dataclass_replace(
+                base_outcome(export), verdict=Verdict.READY, message=f"not now: {objection[0]}" if objection else ""
+            )
+            outcomes.append(refusal(export, past_rows) or ready)
+    if ledger:
+        ledger.close()
+    seconds = (clock.now() - deadline.start).total_seconds()
+    return Report(slot_of(deadline.start), deadline.start, seconds, tuple(outcomes))
+
+
+def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
+    """Delete local CSVs, which hold personal data, after RETENTION_DAYS; only files that this program wrote."""
+    oldest = clock.now() - timedelta(days=settings.retention_days)
+    own = [settings.output / entry.file for entry in ledger.entries("changed < ?", oldest.isoformat())]
+    stale = [path for path in (settings.output / "dry-run").glob("*.csv*") if path.stat().st_mtime < oldest.timestamp()]
+    for path in own:
+        rejected = path.with_name(f"{path.stem}_rejected.csv")
+        stale += [path, rejected, path.with_name(path.name + ".part"), rejected.with_name(rejected.name + ".part")]
+    for path in stale:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: too old, but cannot be deleted: %s", path, error.strerror)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Check and status: looking without sending
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the --check list."""
+
+    what: str
+    message: str
+    hint: str = ""
+    exit_code: ExitCode = ExitCode.OK
+
+
+def finding(what: str, action: Callable[[], str]) -> Finding:
+    """What action says, or the error that it raised."""
+    try:
+        return Finding(what, action())
+    except PipelineError as error:
+        return Finding(what, error.message, error.hint, error.exit_code)
+
+
+def check_query(database: Database, campaign: Campaign) -> str:
+    """Plan a campaign's query without running it, and compare its columns with what the dialer expects."""
+    with database.session(campaign) as session:
+        columns = session.columns(campaign)
+        if objection := layout_objection(columns, campaign):
+            raise Held(*objection)
+        session.run(f"EXPLAIN {campaign.select.text}", campaign.source, campaign.select.line)
+    return f"{len(columns)} columns" + ("" if campaign.columns else f", no 'columns:' line: {';'.join(columns)}")
+
+
+def check_folder(drops: DropFolders, folder: PurePosixPath, staging: PurePosixPath | None) -> str:
+    """Write, rename and remove a probe, under names that no dialer's pattern matches."""
+    drops.check_folder(folder)
+    first, second = (
+        (staging or folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}",
+        folder / f"{TEMP_PREFIX}{secrets.token_hex(4)}",
+    )
+    try:
+        drops.send(first, [b"probe of mailing_pipeline --check; may be deleted\r\n"])
+        drops.rename(first, second)
+    finally:
+        for probe in (first, second):
+            with contextlib.suppress(DeliveryError):
+                drops.remove(probe)
+    return "exists, can write, can rename"
+
+
+def check(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> list[Finding]:
+    """Everything that a run needs, one by one; nothing is sent, and nothing stays behind."""
+    deadline = Deadline(clock, settings.run_deadline_minutes)
+    found = [Finding("settings and queries", f"{len(campaigns)} campaigns")]
+    ledger_path = settings.output / "ledger.sqlite3"
+    found.append(finding("ledger", lambda: Ledger(ledger_path, clock).close() or str(ledger_path)))  # type: ignore[func-returns-value]
+    database, drops = Database(settings, deadline), DropFolders(settings)
+    with contextlib.closing(database), contextlib.closing(drops), watchdog(deadline, drops.drop):
+        login = finding("database login", lambda: database.open() or "ok")  # type: ignore[func-returns-value]
+        found.append(login)
+        for campaign in campaigns if not login.exit_code else ():
+            found.append(finding(f"query {campaign.source}", lambda c=campaign: check_query(database, c)))  # type: ignore[misc]
+        key = finding("SFTP host key", drops.seen_fingerprint)
+        if not key.exit_code and not settings.sftp_host_key:
+            hint = f"if the server's administrator confirms it, set SFTP_HOST_KEY={key.message.partition(' ')[0]}"
+            key = Finding(key.what, f"the server shows {key.message}", hint, ExitCode.USAGE)
+        found.append(key)
+        if not key.exit_code:
+            found.append(finding("SFTP login", lambda: drops.connect() or "ok"))  # type: ignore[func-returns-value]
+        for campaign in campaigns if not found[-1].exit_code and not key.exit_code else ():
+            what = f"folder {campaign.folder}"
+            found.append(finding(what, lambda c=campaign: check_folder(drops, c.folder, settings.sftp_staging_dir)))  # type: ignore[misc]
+    return found
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> ExitCode:
+    """The --check list; returns the exit code of its worst line."""
+    for line in findings:
+        mark = "[red]FAULT[/]" if line.exit_code else "[green]ok[/]   "
+        console.print(mark, end=" ")
+        console.print(f"{line.what}: {line.message}", markup=False, highlight=False)
+        if line.hint:
+            console.print(f"      -> {line.hint}", markup=False, highlight=False)
+    codes = {line.exit_code for line in findings if line.exit_code}
+    return codes.pop() if len(codes) == 1 else ExitCode.PARTIAL if codes else ExitCode.OK
+
+
+def status_grid(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> dict[str, dict[str, Entry]]:
+    """Today's latest ledger entry by campaign and slot. Raises SettingsFault if the ledger cannot be read."""
+    path = settings.output / "ledger.sqlite3"
+    grid: dict[str, dict[str, Entry]] = {campaign.name: {} for campaign in campaigns}
+    if path.exists():
+        with contextlib.closing(Ledger(path, clock)) as ledger:
+            for entry in ledger.entries("slot LIKE ?", f"{clock.now():%Y-%m-%d} %"):
+                cell = grid.setdefault(entry.campaign, {}).get(entry.slot)
+                if not cell or cell.state is not State.DELIVERED or entry.state is State.DELIVERED:
+                    grid[entry.campaign][entry.slot] = entry
+    return grid
+
+
+def print_status(grid: Mapping[str, Mapping[str, Entry]], console: Console) -> None:
+    """Campaigns down, slots across."""
+    from rich import box
+    from rich.table import Table
+
+    slots = sorted({slot for cells in grid.values() for slot in cells})
+    table = Table("campaign", *(slot[-5:] for slot in slots), box=box.SIMPLE_HEAD, pad_edge=False)
+    for campaign, cells in grid.items():
+        texts = [
+            ""
+            if slot not in cells
+            else f"{cells[slot].rows:,}"
+            if cells[slot].state is State.DELIVERED
+            else cells[slot].state
+            for slot in slots
+        ]
+        table.add_row(campaign, *texts)
+    console.print(table if slots else "nothing was sent today")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, in the words of --help and README."""
+    codes = "\n".join(f"  {code.value}  {code.meaning}" for code in ExitCode)
+    made = argparse.ArgumentParser(
+        prog=f"{PROGRAM}.py",
+        description="Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder.",
+        epilog=f"exit codes:\n{codes}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
+        allow_abbrev=False,
+    )
+    mode = made.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--dry-run", action="store_true", help="export and judge everything, send nothing (output/dry-run)"
+    )
+    mode.add_argument("--check", action="store_true", help="test settings, queries, logins and folders; send nothing")
+    mode.add_argument("--status", action="store_true", help="show what was delivered today")
+    made.add_argument(
+        "--scheduled", action="store_true", help="started by the Task Scheduler: plain output, quiet outside the hours"
+    )
+    made.add_argument(
+        "--only", action="append", default=[], metavar="CAMPAIGN", help="only this campaign (may be repeated)"
+    )
+    made.add_argument(
+        "--resend", action="store_true", help="also what this slot has delivered already, under a new name"
+    )
+    made.add_argument("--ignore-hours", action="store_true", help="run by hand outside the operating hours")
+    made.add_argument(
+        "--config", type=Path, metavar="FILE", help="the settings (default: config.env beside the program)"
+    )
+    made.add_argument("--json", action="store_true", help="the report as one JSON object on stdout")
+    made.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return made
+
+
+class LocalTimeFormatter(logging.Formatter):
+    """Local time with its offset, and one line per fact."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+        return datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+
+
+def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
+    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows. Raises SettingsFault."""
+    path = settings.local(settings.log_dir) / f"{PROGRAM}_{clock.now():%Y-%m-%d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise SettingsFault(f"{path}: cannot be written: {error.strerror}; make LOG_DIR writable") from None
+    handlers: list[logging.Handler] = [file]
+    if console and sys.stderr:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(LocalTimeFormatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers, log.propagate = handlers, False
+    log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
+
+
+def make_console(options: argparse.Namespace) -> Console:
+    """Standard output for a person; plain text where nobody looks, or where it has gone."""
+    from rich.console import Console
+
+    stream = sys.stdout
+    if stream is None or options.json:
+        stream = io.StringIO()
+    elif isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
+    plain = options.scheduled or not stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=False if plain else None,
+        no_color=True if plain else None,
+        width=160 if plain else None,
+    )
+
+
+def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock) -> ExitCode:
+    """Settings, then the one thing that the options ask for. Raises PipelineError."""
+    chosen = vars(arguments) | {"only": tuple(arguments.only)}
+    path = chosen.pop("config") or Path(__file__).resolve().parent / "config.env"
+    options = Options(**chosen)
+    sends = not (options.dry_run or options.status)
+    settings = load_settings(path.absolute(), environ, sends=sends, knows_host=not options.check)
+    campaigns = load_campaigns(settings.local(settings.queries_dir), settings)
+    console = make_console(arguments)
+    if options.status:
+        grid = status_grid(settings, campaigns, clock)
+        print_status(grid, console)
+        return ExitCode.OK
+    open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
+    if options.check:
+        return print_findings(check(settings, choose(campaigns, options.only), clock), console)
+    inside = settings.hours.inside(clock.now()) or options.ignore_hours or options.dry_run
+    if not inside and options.scheduled:
+        log.info("outside the hours %s: nothing to do", settings.hours)
+        return ExitCode.OK
+    if not inside:
+        message = f"{clock.now():%a %H:%M} is outside the operating hours {settings.hours}"
+        raise OutsideHours(message, "wait, or use --ignore-hours if you really want to start calls now")
+    log.info("%s %s started%s", PROGRAM, __version__, " (dry run)" if options.dry_run else "")
+    report = (rehearse if options.dry_run else run)(settings, campaigns, options, clock)
+    tally = Counter(outcome.verdict.value for outcome in report.outcomes)
+    totals = ", ".join(f"{count} {verdict}" for verdict, count in tally.items()) or "nothing due"
+    code = report.exit_code
+    log.info("slot %s: %s in %.1f s; exit code %d: %s", report.slot, totals, report.seconds, code, code.meaning)
+    if options.json:
+        print(report.as_json())
+    else:
+        print_report(report, console)
+    return code
+
+
+class OutsideHours(PipelineError):
+    """A manual run outside the operating hours."""
+
+    exit_code = ExitCode.OUTSIDE_HOURS
+
+
+def main(
+    argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, clock: Clock | None = None
+) -> int:
+    """Run the program; returns its exit code. Nothing is raised but argparse's SystemExit (code 2 for wrong usage)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return act(arguments, os.environ if environ is None else environ, clock or Clock())
+    except PipelineError as error:
+        fault = error
+    except KeyboardInterrupt:
+        fault = Stopped("stopped by the operator")
+    except Exception as error:
+        fault = bug(error)
+    text = fault.message + (f"\n    -> {fault.hint}" if fault.hint else "")
+    text += f"\nexit code {fault.exit_code.value}: {fault.exit_code.meaning}"
+    if sys.stderr:
+        print(
+            text.encode(sys.stderr.encoding or "ascii", "replace").decode(sys.stderr.encoding or "ascii"),
+            file=sys.stderr,
+        )
+    for line in text.splitlines():
+        log.error(line) if log.handlers else None
+    if arguments.json and sys.stdout:
+        print(
+            json.dumps({"exit_code": fault.exit_code.value, "meaning": fault.exit_code.meaning, "error": fault.message})
+        )
+    return fault.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
