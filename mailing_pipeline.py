@@ -51,6 +51,7 @@ import random
 import re
 import secrets
 import selectors
+import signal
 import socket
 import sqlite3
 import statistics
@@ -3323,5 +3324,13 @@ def main(
     return code
 
 
+def interrupt(*_: object) -> None:
+    """Ended from outside, or the console window was closed (SIGBREAK on Windows): as with Ctrl+C."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
     raise SystemExit(main())
