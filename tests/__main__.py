@@ -1,0 +1,24 @@
+"""Runs every test on a machine that has nothing but Python: `python tests` (options go to pytest).
+
+Where packages are missing it makes .venv beside the program, installs them there and goes on inside, as demo.py does.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "sample_data"))
+
+import demo  # noqa: E402 (its folder comes first)
+
+if __name__ == "__main__":
+    try:
+        if demo.missing_packages(for_tests=True):
+            raise SystemExit(demo.go_on_in_venv(Path(__file__), sys.argv[1:]))
+    except demo.SetupFault as fault:
+        raise SystemExit(f"The tests cannot run: {fault}") from None
+    import pytest
+
+    raise SystemExit(pytest.main([str(HERE), *sys.argv[1:]]))
