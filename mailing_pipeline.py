@@ -107,12 +107,8 @@ class ExitCode(IntEnum):
         return found.group(1) if found else self.name
 
 
-AGAIN, ONCE_MORE, TWICE_MORE, NEVER = (
-    None,
-    1,
-    2,
-    0,
-)  # how many more times an error is worth trying; None: RETRY_ATTEMPTS
+# How many more times an error is worth trying; None: as many as RETRY_ATTEMPTS says.
+AGAIN, ONCE_MORE, TWICE_MORE, NEVER = None, 1, 2, 0
 
 
 class PipelineError(Exception):
@@ -174,6 +170,18 @@ class Held(PipelineError):
 
 class Stopped(PipelineError):
     """The run is being ended: by its deadline or by the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A row of the tables that classify foreign errors: by text (or SQLSTATE), for SFTP also by exception class."""
+
+    pattern: str
+    retries: int | None
+    hint: str
+    kind: str = ""
+    fatal: bool = False
+    dead: bool = False  # the connection is of no use any more
 
 
 def masked(text: str) -> str:
@@ -300,6 +308,7 @@ def retry(action: Callable[[], T], policy: RetryPolicy, deadline: Deadline, who:
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * deadline.clock.jitter()
             budget_s = policy.attempts * policy.max_s - (now_s - first_failure_s)
             if error.fatal or failures > most or pause_s > min(budget_s, deadline.left_s()):
+                error.retries = NEVER  # the budget is spent, also for those who are handed this error afterwards
                 raise
             log.warning("%s: retry %d of %d in %.1f s: %s", who, failures, most, pause_s, error.message)
             deadline.sleep(pause_s)
@@ -494,14 +503,16 @@ def libpq_options() -> dict[str, str]:
     return {option.envvar.decode(): option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
 
 
-def parse_settings(values: Mapping[str, str], folder: Path, source: str, *, sends: bool, knows_host: bool) -> Settings:
+def parse_settings(
+    values: Mapping[str, str], folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Iterable[str] = ()
+) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
     sends: whether the run will reach for the SFTP server, so that its settings are needed. knows_host: whether
-    SFTP_HOST_KEY is needed as well (--check goes without, to print it). Raises SettingsFault with every fault, each
-    with its key and never its value; source is the file to name.
+    SFTP_HOST_KEY is needed as well (--check goes without, to print it). Raises SettingsFault with every fault, those
+    found before among them, each with its key and never its value; source is the file to name.
     """
-    faults: list[str] = []
+    faults = list(faults)
     options = libpq_options()
     parsed: dict[str, Any] = {}
     for key, item in SETTING_FIELDS.items():
@@ -534,38 +545,40 @@ def parse_settings(values: Mapping[str, str], folder: Path, source: str, *, send
     return settings
 
 
-def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool) -> Settings:
-    """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
-    from dotenv.parser import parse_stream  # the parser behind dotenv_values(interpolate=False), which keeps the lines
-
+def read_utf8(path: Path, name: str) -> str:
+    """The text of a file, with or without BOM. Raises SettingsFault; name is what the message calls the file."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise SettingsFault(f"{path}: not found; copy config.env.example to config.env and fill it in") from None
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise SettingsFault(f"{path}: line {line}: not UTF-8; save the file as UTF-8 in the editor") from None
+        raise SettingsFault(f"{name}: line {line}: not UTF-8; save the file as UTF-8 in the editor") from None
     except OSError as error:
-        raise SettingsFault(f"{path}: cannot be read: {error.strerror}") from None
+        raise SettingsFault(f"{name}: cannot be read: {error.strerror}") from None
+
+
+def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool) -> Settings:
+    """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
+    from dotenv.parser import parse_stream  # what dotenv_values(interpolate=False) reads with; it keeps the lines
+
+    if not path.exists():
+        raise SettingsFault(f"{path}: not found; copy config.env.example to config.env and fill it in")
     values: dict[str, str] = {}
     faults: list[str] = []
-    for binding in parse_stream(io.StringIO(text)):
-        line = binding.original.line + len(re.match(r"\s*", binding.original.string, re.ASCII).group().splitlines())  # type: ignore[union-attr]
-        if binding.error or (binding.key and binding.value is None):
-            faults.append(f"{path.name}: line {line}: not of the form KEY=value")
-        elif binding.key in values:
-            faults.append(f"{path.name}: line {line}: {binding.key}: set twice")
-        elif binding.key:
-            values[binding.key] = binding.value or ""
+    for binding in parse_stream(io.StringIO(read_utf8(path, str(path)))):
+        text, key = binding.original.string, binding.key
+        where = f"{path.name}: line {binding.original.line + text[: len(text) - len(text.lstrip())].count(chr(10))}"
+        if binding.error or (key and binding.value is None):
+            faults.append(f"{where}: not of the form KEY=value")
+        elif key in values:
+            faults.append(f"{where}: {key}: set twice")
+        elif key and "PASS" in key and re.search(r"=\s*[^'\"\s][^\n]*\s#", text):
+            faults.append(f"{where}: {key}: what follows ' #' is a comment; put the value between single quotes")
+        elif key:
+            values[key] = binding.value or ""
     known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
     values |= {key: value for key, value in environ.items() if key in known and value and is_ours(key, value)}
-    try:
-        settings = parse_settings(values, path.parent.resolve(), path.name, sends=sends, knows_host=knows_host)
-    except SettingsFault as error:
-        raise SettingsFault(*faults, *error.faults, settings=error.settings) from None
-    if faults:
-        raise SettingsFault(*faults, settings=settings)
-    return settings
+    folder = path.parent.resolve()
+    return parse_settings(values, folder, path.name, sends=sends, knows_host=knows_host, faults=faults)
 
 
 def is_ours(key: str, value: str) -> bool:
@@ -615,7 +628,7 @@ class Campaign:
     unique: tuple[str, ...] = ()
     min_rows: int | None = None
     max_rows: int | None = None
-    max_drop: float | None = None
+    max_drop: int | None = None  # per cent
     read_only: bool = True
     enabled: bool = True
     pickup_s: int = 0
@@ -637,12 +650,12 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def percent(text: str) -> float:
-    """'70%' as 0.7."""
+def percent(text: str) -> int:
+    """'70%' as 70."""
     found = re.fullmatch(r"(\d{1,2}|100)\s*%", text)
     if not found:
         raise ValueError("must be a percentage such as 70%")
-    return int(found.group(1)) / 100
+    return int(found.group(1))
 
 
 DIRECTIVES: dict[str, Callable[[str], Any]] = {
@@ -853,14 +866,9 @@ def load_campaigns(folder: Path, settings: Settings) -> list[Campaign]:
         faults.append(f"{folder}: no .sql file; put one query per campaign there (QUERIES_DIR)")
     for path in paths:
         try:
-            campaigns.append(parse_campaign(path.name, path.read_bytes().decode("utf-8-sig"), settings))
+            campaigns.append(parse_campaign(path.name, read_utf8(path, path.name), settings))
         except SettingsFault as error:
             faults += error.faults
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            faults.append(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8 in the editor")
-        except OSError as error:
-            faults.append(f"{path.name}: cannot be read: {error.strerror}")
     enabled = [campaign for campaign in campaigns if campaign.enabled]
     faults += shared_place_faults(enabled, settings.sftp_staging_dir)
     if faults:
@@ -902,53 +910,34 @@ ASK_ADMINISTRATOR = "ask the database administrator"
 LATER = "it is tried again by itself; if it stays so, ask the database administrator"
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseRule:
-    """Which errors are tried again: SQLSTATE (or, while connecting, libpq's text) -> class and hint."""
-
-    pattern: str
-    retries: int | None
-    fatal: bool
-    hint: str
-
-
 # While connecting libpq gives no SQLSTATE, and the text is in the server's language: English and Portuguese here. What
 # no rule knows is worth another try: refused, DNS, timeout, reset, too many connections, starting up, shutting down.
 CONNECT_RULES = (
-    DatabaseRule(
-        r"password authentication failed|no password supplied|autenticação .*senha|senha .*falhou|authentication failed",
-        NEVER,
-        True,
-        "check PGUSER and PGPASSWORD in config.env (or .pgpass)",
-    ),
-    DatabaseRule(
-        r'database ".*" (does not exist|não existe)|banco de dados ".*" não existe', NEVER, True, "check PGDATABASE"
-    ),
-    DatabaseRule(r'role ".*" (does not exist|não existe)|not permitted to log in', NEVER, True, "check PGUSER"),
-    DatabaseRule(r"pg_hba", NEVER, True, "ask the database administrator to let this PC in (pg_hba.conf)"),
-    DatabaseRule(
+    Rule(r"password|senha|authentication failed", NEVER, "check PGUSER and PGPASSWORD (or .pgpass)", fatal=True),
+    Rule(r'(database|banco de dados) ".*" (does not exist|não existe)', NEVER, "check PGDATABASE", fatal=True),
+    Rule(r'role ".*" (does not exist|não existe)|not permitted to log in', NEVER, "check PGUSER", fatal=True),
+    Rule(r"pg_hba", NEVER, "ask the database administrator to let this PC in (pg_hba.conf)", fatal=True),
+    Rule(
         r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)|definition of service",
         NEVER,
-        True,
         "check the PG… settings in config.env",
+        fatal=True,
     ),
-    DatabaseRule(r"", AGAIN, False, "check PGHOST, PGPORT and the network; is PostgreSQL running?"),
+    Rule(r"", AGAIN, "check PGHOST, PGPORT and the network; is PostgreSQL running?"),
 )
 
-# PostgreSQL manual, Appendix A. The first pattern that matches decides; the last takes the rest.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last takes the rest.
 SQLSTATE_RULES = (
-    DatabaseRule(r"28...|3D000", NEVER, True, "check PGUSER, PGPASSWORD and PGDATABASE"),
-    DatabaseRule(r"08(000|001|003|006)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, False, LATER),
-    DatabaseRule(
-        r"55P03", AGAIN, False, "another session locks a table of this query; ask who changes it at this hour"
-    ),
-    DatabaseRule(r"57014", ONCE_MORE, False, "the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
-    DatabaseRule(r"53100|53200|55006|58030|XX000", ONCE_MORE, False, ASK_ADMINISTRATOR),
-    DatabaseRule(r"25006", NEVER, False, "the query writes; if it must (temp tables), add '-- read_only: no'"),
-    DatabaseRule(r"42501", NEVER, False, "ask for SELECT on that table for this PGUSER"),
-    DatabaseRule(r"42...|0A...", NEVER, False, "correct the query; --check tries it without sending"),
-    DatabaseRule(r"22...", NEVER, False, "a value does not fit; run the query in an SQL tool (values are not logged)"),
-    DatabaseRule(r"", NEVER, False, "run the query in an SQL tool to see more; " + ASK_ADMINISTRATOR),
+    Rule(r"28...|3D000", NEVER, "check PGUSER, PGPASSWORD and PGDATABASE", fatal=True),
+    Rule(r"08(000|001|003|006)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
+    Rule(r"55P03", AGAIN, "another session locks a table of this query; ask who changes it at this hour"),
+    Rule(r"57014", ONCE_MORE, "the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
+    Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
+    Rule(r"25006", NEVER, "the query writes; if it must (temp tables), add '-- read_only: no'"),
+    Rule(r"42501", NEVER, "ask for SELECT on that table for this PGUSER"),
+    Rule(r"42...|0A...", NEVER, "correct the query; --check tries it without sending"),
+    Rule(r"22...", NEVER, "a value does not fit; run the query in an SQL tool (values are not logged)"),
+    Rule(r"", NEVER, "run the query in an SQL tool to see more; " + ASK_ADMINISTRATOR),
 )
 
 # Messages of these classes name tables, columns, limits and servers. Others may quote a row, so only their name is told.
@@ -1092,7 +1081,7 @@ class Database:
     def __init__(self, settings: Settings, deadline: Deadline) -> None:
         self.settings, self.deadline = settings, deadline
         self.down: PipelineError | None = None  # once a whole retry budget was spent on it
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle: list[Session] = []
         self._holder: Session | None = None
         self._snapshot: str | None = None
@@ -1115,6 +1104,8 @@ class Database:
         try:
             connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
+            if "," in self.settings.libpq.get("host", ""):  # another host may serve: then with a snapshot of its own
+                self._forget(self._snapshot)
             raise connect_error(str(error)) from None
         return Session(connection.pgconn, connection.close, self.deadline)
 
@@ -1578,11 +1569,9 @@ def rows_objection(rows: int, campaign: Campaign, past_rows: Sequence[int]) -> t
     if campaign.max_rows is not None and rows > campaign.max_rows:
         return f"{rows:,} contacts, more than max_rows {campaign.max_rows:,}", CHECK_QUERY
     usual = statistics.median(past_rows) if past_rows else 0
-    if rows and campaign.max_drop is not None and rows < usual * (1 - campaign.max_drop):
-        fallen = (
-            f"{rows:,} contacts, {1 - rows / usual:.0%} below the usual {usual:,.0f} (max_drop {campaign.max_drop:.0%})"
-        )
-        return fallen, CHECK_QUERY
+    if rows and campaign.max_drop is not None and rows * 100 < usual * (100 - campaign.max_drop):
+        fallen = f"{1 - rows / usual:.0%} below the usual {usual:,.0f} (max_drop {campaign.max_drop}%)"
+        return f"{rows:,} contacts, {fallen}", CHECK_QUERY
     return None
 
 
@@ -1605,45 +1594,26 @@ SFTP_TIMEOUT_S = 60  # a request without any reply for so long means a dead conn
 CHUNK_BYTES = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class SftpRule:
-    """Which errors are tried again: exception class and text -> class and hint. connection: the session is dead."""
-
-    kind: str
-    pattern: str
-    retries: int | None
-    fatal: bool
-    connection: bool
-    hint: str
-
-
-NETWORK_HINT = "check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?"
-# Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and cross-device alike
-# as OSError("Failure") without an errno. The first row that fits decides.
+NETWORK = "check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?"
+DISK = "see whether the server's disk is full or its quota used up"
+OLD_SERVER = "the server offers only outdated algorithms (SHA-1); its administrator must update it"
+# Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and cross-device
+# alike as OSError("Failure") without an errno. The first row that fits decides.
 SFTP_RULES = (
-    SftpRule("AuthenticationException", r"(?i)timeout", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("AuthenticationException", r"", NEVER, True, True, "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE"),
-    SftpRule(
-        "IncompatiblePeer",
-        r"",
-        NEVER,
-        True,
-        True,
-        "the server offers only outdated algorithms (SHA-1); its administrator must update it",
-    ),
-    SftpRule("FileNotFoundError", r"", NEVER, False, False, "create the folder on the server, or correct '-- folder:'"),
-    SftpRule(
-        "PermissionError", r"", NEVER, False, False, "ask the server's administrator for write access to the folder"
-    ),
-    SftpRule("OSError", r"(?i)unsupported|not supported", NEVER, False, False, "the server lacks this operation"),
-    SftpRule("EOFError", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("TimeoutError", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("ConnectionError", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("gaierror", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("SSHException", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("SFTPError", r"", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("OSError", r"(?i)socket|closed|\[Errno", AGAIN, False, True, NETWORK_HINT),
-    SftpRule("OSError", r"", TWICE_MORE, False, False, "see whether the server's disk is full or its quota used up"),
+    Rule(r"(?i)timeout", AGAIN, NETWORK, kind="AuthenticationException", dead=True),
+    Rule(r"", NEVER, "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE", kind="AuthenticationException", fatal=True),
+    Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", fatal=True),
+    Rule(r"", NEVER, "create the folder on the server, or correct '-- folder:'", kind="FileNotFoundError"),
+    Rule(r"", NEVER, "ask the server's administrator for write access to the folder", kind="PermissionError"),
+    Rule(r"(?i)unsupported|not supported", NEVER, "the server lacks this operation", kind="OSError"),
+    Rule(r"", AGAIN, NETWORK, kind="EOFError", dead=True),
+    Rule(r"", AGAIN, NETWORK, kind="TimeoutError", dead=True),
+    Rule(r"", AGAIN, NETWORK, kind="ConnectionError", dead=True),
+    Rule(r"", AGAIN, NETWORK, kind="gaierror", dead=True),
+    Rule(r"", AGAIN, NETWORK, kind="SSHException", dead=True),
+    Rule(r"", AGAIN, NETWORK, kind="SFTPError", dead=True),
+    Rule(r"(?i)socket|closed|\[Errno", AGAIN, NETWORK, kind="OSError", dead=True),
+    Rule(r"", TWICE_MORE, DISK, kind="OSError"),
 )
 
 
@@ -1652,8 +1622,8 @@ def sftp_error(error: Exception, doing: str) -> tuple[DeliveryError, bool]:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     rule = next(rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error)))
     told = masked(" ".join(str(error).split())) or type(error).__name__
-    fault = DeliveryError(f"{doing}: {told}", rule.hint, retries=rule.retries, fatal=rule.fatal, down=rule.connection)
-    return fault, rule.connection
+    dead = rule.dead or rule.fatal
+    return DeliveryError(f"{doing}: {told}", rule.hint, retries=rule.retries, fatal=rule.fatal, down=dead), dead
 
 
 class DropFolders:
@@ -1736,7 +1706,7 @@ class DropFolders:
                 raise
             file.close()
         if not sent == arrived == self.size(temp):
-            raise DeliveryError(f"{temp}: {sent:,} bytes sent, {arrived:,} arrived", DISK_HINT, retries=TWICE_MORE)
+            raise DeliveryError(f"{temp}: {sent:,} bytes sent, {arrived:,} arrived", DISK, retries=TWICE_MORE)
         return sent
 
     def sha256(self, path: PurePosixPath) -> str:
@@ -1753,10 +1723,14 @@ class DropFolders:
         with self._session(f"renaming {temp} to {final.name}") as client:
             client.rename(str(temp), str(final))
 
-    def remove(self, path: PurePosixPath) -> None:
-        """Remove a file if it is there."""
-        with self._session(f"removing {path}") as client, contextlib.suppress(FileNotFoundError):
-            client.remove(str(path))
+    def remove(self, path: PurePosixPath) -> bool:
+        """Remove a file; whether it was there."""
+        with self._session(f"removing {path}") as client:
+            try:
+                client.remove(str(path))
+            except FileNotFoundError:
+                return False
+        return True
 
     @contextlib.contextmanager
     def _session(self, doing: str) -> Iterator[paramiko.SFTPClient]:
@@ -1815,9 +1789,6 @@ class DropFolders:
         channel.settimeout(SFTP_TIMEOUT_S)
         channel.invoke_subsystem("sftp")
         return paramiko.SFTPClient(channel)
-
-
-DISK_HINT = "see whether the server's disk is full or its quota used up"
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -1917,19 +1888,19 @@ class Ledger:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self.path, self.clock = path, clock
-        is_new = not path.exists()
-        leftovers = is_new and sorted(path.parent.glob("*.csv"))
-        if leftovers:
-            raise SettingsFault(
-                f"{path}: the ledger is gone, but {path.parent} holds mailings ({leftovers[0].name} …): what this slot "
-                "has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
-            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA synchronous=FULL")
             sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
+            is_new = not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mailings'").fetchone()
+            mailings = sorted(path.parent.glob("*.csv")) if is_new else []
+            if mailings:
+                raise SettingsFault(
+                    f"{path}: the ledger is gone, but {path.parent} holds mailings ({mailings[0].name} …): what this "
+                    "slot has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
+                )
             self._db.executescript(LEDGER_SQL)
             self._db.execute("PRAGMA user_version = 1")  # a real write: read-only and full disks show here
         except (sqlite3.Error, OSError) as error:
@@ -2507,12 +2478,14 @@ class Courier:
             outcome = self._refusal(export)
             if not outcome:
                 self._verify(export, temp)
-                return self._publish(export, entry_id, temp)
         except Superseded:
-            outcome = None
+            self._drop_temps(entry_id)
+            return None
         except BaseException:
             self._drop_temps(entry_id)
             raise
+        if not outcome:
+            return self._publish(export, entry_id, temp)
         self._drop_temps(entry_id)
         return outcome
 
@@ -2546,51 +2519,56 @@ class Courier:
         mailing = export.mailing
         assert mailing is not None
         if self.settings.sftp_verify == "hash" and self.drops.sha256(temp) != mailing.sha256:
-            raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK_HINT, retries=TWICE_MORE)
+            raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK, retries=TWICE_MORE)
 
     def _publish(self, export: Export, entry_id: int, temp: PurePosixPath) -> Outcome:
-        """Steps 6 to 9. From the ledger's `publishing` on, the mailing may be out: it is never uploaded again."""
+        """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no error leaves this method."""
         campaign, mailing, base = export.campaign, export.mailing, base_outcome(export)
         assert mailing is not None
         self.ledger.update(
             entry_id, state=State.EXPORTED, rows=mailing.rows, size_bytes=mailing.size_bytes, sha256=mailing.sha256
         )
+        base = dataclass_replace(base, message=self._say_if_not_taken(campaign))
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
-        base = dataclass_replace(base, message=self._say_if_not_taken(campaign))
-        self.ledger.update(entry_id, state=State.PUBLISHING, temp=str(temp))
+        self.ledger.update(entry_id, state=State.PUBLISHING)
+        older_temps = self._temps.pop(entry_id)[:-1]  # this one is no longer ours to remove
         try:
-            self.drops.rename(temp, campaign.folder / export.path.name)
-        except DeliveryError as error:
-            log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
-            return self._settle_rename(export, entry_id, base, error)
-        self._temps.pop(entry_id, None)
+            try:
+                self.drops.rename(temp, campaign.folder / export.path.name)
+                published = True
+            except DeliveryError as error:
+                log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
+                refused, published = self._settle_rename(export, entry_id, error)
+        except PipelineError as found:
+            if isinstance(found, DeliveryError):
+                self.drops.down = found
+            hint = "the next run looks whether the dialer got it, and never sends it twice"
+            return dataclass_replace(outcome_of_error(base, found), verdict=Verdict.UNKNOWN, hint=hint)
+        self._temps[entry_id] = older_temps
+        if not published:
+            self.ledger.update(entry_id, state=State.EXPORTED)
+            return outcome_of_error(base, refused)
         return self._delivered(export, base)
 
-    def _settle_rename(self, export: Export, entry_id: int, base: Outcome, error: DeliveryError) -> Outcome:
-        """What a rename that raised has come to."""
-        entry, mailing = self.ledger.entries("id = ?", entry_id)[0], export.mailing
-        assert mailing is not None
+    def _settle_rename(self, export: Export, entry_id: int, error: DeliveryError) -> tuple[DeliveryError, bool]:
+        """What a rename that raised error has come to: the last error, and whether it was published all the same.
+
+        Raises PipelineError while that is not known.
+        """
+        entry = self.ledger.entries("id = ?", entry_id)[0]
 
         def settle() -> bool:
             objection = self._time_objection(export.campaign)
             return self._settle(entry, objection[0] if objection else "")
 
         try:
-            published = retry(settle, self._policy, self.deadline, export.campaign.name)
+            return error, retry(settle, self._policy, self.deadline, export.campaign.name)
         except DeliveryError as found:
             if found.down:
-                self.drops.down = found
-                hint = "the next run looks whether the dialer got it, and never sends it twice"
-                return dataclass_replace(outcome_of_error(base, found), verdict=Verdict.UNKNOWN, hint=hint)
-            error, published = found, False
-            published = self._withdrawn_too_late(entry)
-        if published:
-            self._temps.pop(entry_id, None)
-            return self._delivered(export, base)
-        self.ledger.update(entry_id, state=State.EXPORTED)
-        return outcome_of_error(base, error)
+                raise
+            return found, self._withdraw(entry)
 
     def _settle(self, entry: Entry, late: str) -> bool:
         """Look what became of a rename: whether the mailing was published. late: why it may not be published now.
@@ -2608,15 +2586,18 @@ class Courier:
             self.drops.remove(temp)
             return True
         if final_size is not None or late:
-            return self._withdrawn_too_late(entry)
-        self.drops.rename(temp, entry.final)
+            return self._withdraw(entry)
+        try:
+            self.drops.rename(temp, entry.final)
+        except DeliveryError:
+            if self.drops.size(temp) is not None:  # gone: the first request was carried out after all, late
+                raise
         return True
 
-    def _withdrawn_too_late(self, entry: Entry) -> bool:
-        """Take the temp away so that no request still under way can publish it; whether one just did."""
-        before = self.drops.size(entry.final)
-        self.drops.remove(PurePosixPath(entry.temp.rpartition("\n")[2]))
-        return before is None and self.drops.size(entry.final) == entry.size_bytes
+    def _withdraw(self, entry: Entry) -> bool:
+        """Take the temp away, so that no request still under way can publish it; whether one did before."""
+        removed = self.drops.remove(PurePosixPath(entry.temp.rpartition("\n")[2]))
+        return not removed or self.drops.size(entry.final) == entry.size_bytes
 
     def _delivered(self, export: Export, base: Outcome) -> Outcome:
         campaign, mailing = export.campaign, export.mailing
