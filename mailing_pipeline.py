@@ -75,7 +75,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import paramiko
-    from psycopg.pq.abc import PGconn, PGresult
+    import psycopg
+    from psycopg.pq.abc import PGresult
     from rich.console import Console
 
 __version__ = "1.0.0"
@@ -206,8 +207,12 @@ class Clock:
         return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Sleep for timeout_s seconds, or until event is set; whether it is."""
-        return event.wait(timeout_s)
+        """Sleep for timeout_s seconds, or until event is set; whether it is. On Windows Ctrl+C ends no wait: short ones."""
+        until_s = self.steady_s() + timeout_s
+        while not event.wait(min(0.5, max(0.0, until_s - self.steady_s()))):
+            if self.steady_s() >= until_s:
+                return False
+        return True
 
     def jitter(self) -> float:
         """A random factor from 0.5 to 1, so that programs that failed together do not come back together."""
@@ -405,20 +410,30 @@ def remote_path(text: str) -> PurePosixPath:
     return PurePosixPath(text)
 
 
-def file_name_pattern(text: str) -> str:
+DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+
+
+def file_name_pattern(text: str, campaign: str = "campaign") -> str:
     """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere."""
     try:
-        sample = render_file_name(text, "campaign", datetime(2026, 12, 22, 10, 0))
+        sample = render_file_name(text, campaign, datetime(2026, 12, 22, 10, 0).astimezone())
     except ValueError:
         sample = ""
-    if not re.fullmatch(r'[^\\/:*?"<>|%{}\x00-\x1f]*[^\\/:*?"<>|%{}\x00-\x1f. ]', sample) or sample.startswith(
-        TEMP_PREFIX
-    ):
-        raise ValueError(
-            r'must give a legal file name, such as mailing_{campaign}_%d-%m_%H-%M.csv (no \ / : * ? " < > |)'
-        )
+    legal = re.fullmatch(r'[^\\/:*?"<>|%{}\x00-\x1f]{0,199}[^\\/:*?"<>|%{}\x00-\x1f. ]', sample)
+    if not legal or sample.startswith(TEMP_PREFIX):
+        example = r'such as mailing_{campaign}_%d-%m_%H-%M.csv (no \ / : * ? " < > |, at most 200 characters)'
+        raise ValueError(f"must give a legal file name, {example}")
+    if DEVICE_NAMES.match(sample):
+        raise ValueError(f"gives {sample}, which Windows takes for a device; put mailing_ before it")
     if "{campaign}" not in text and "%H" not in text:
         raise ValueError("must hold {campaign} or the hour (%H), so that two mailings do not share a name")
+    return text
+
+
+def local_path(text: str) -> str:
+    """A file or folder of this PC, relative to config.env or whole."""
+    if not text.isprintable() or (os.name == "nt" and Path(text).root and not Path(text).drive):
+        raise ValueError("is not the path you wrote: quotes change a backslash; write it without quotes, or with /")
     return text
 
 
@@ -446,16 +461,16 @@ class Settings:
     sftp_port: int = setting("22", whole_number(1, 65535))
     sftp_user: str = setting("")
     sftp_password: str = setting("", secret=True)
-    sftp_key_file: str = setting("")
+    sftp_key_file: str = setting("", local_path)
     sftp_key_passphrase: str = setting("", secret=True)
     sftp_host_key: str = setting("", lambda text: fingerprint(text) if text else "")
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
     sftp_staging_dir: PurePosixPath | None = setting("", lambda text: remote_path(text) if text else None)
     sftp_compress: bool = setting("no", yes_no)
     sftp_verify: str = setting("size", one_of("size", "hash"))
-    queries_dir: str = setting("queries")
-    output_dir: str = setting("output")
-    log_dir: str = setting("logs")
+    queries_dir: str = setting("queries", local_path)
+    output_dir: str = setting("output", local_path)
+    log_dir: str = setting("logs", local_path)
     file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
@@ -808,6 +823,10 @@ def parse_campaign(source: str, text: str, settings: Settings) -> Campaign:
         campaign_name(name)
     except ValueError as error:
         faults.append(f"the campaign's name '{name}' {error}; rename the file or add '-- campaign: name'")
+    try:
+        file_name_pattern(given.get("file_name") or settings.file_name, name)
+    except ValueError as error:
+        faults.append(f"its file name {error}")
     columns = given.get("columns")
     for key in ("phones", "unique"):
         absent = [column for column in given.get(key) or () if columns and column not in columns]
@@ -890,6 +909,11 @@ def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
     return start.strftime(pattern.replace("{campaign}", campaign))
 
 
+def rejected_name(name: str) -> str:
+    """The file beside a mailing that keeps its rejected rows."""
+    return f"{PurePosixPath(name).stem}_rejected.csv"
+
+
 def free_file_name(name: str, used: Callable[[str], bool]) -> str:
     """name, or name-2, name-3 … before the extension: the first that was never used."""
     stem, dot, extension = name.rpartition(".") if "." in name else (name, "", "")
@@ -902,6 +926,7 @@ def free_file_name(name: str, used: Callable[[str], bool]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT_S = 15
+CANCEL_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
 GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
 BLOCK_BYTES = 4 << 20
@@ -975,14 +1000,24 @@ class Session:
     Windows nothing else would ever end the wait. After any error the session must be closed, not used again.
     """
 
-    def __init__(self, pgconn: PGconn, close: Callable[[], None], deadline: Deadline) -> None:
-        self.pgconn, self.close, self.deadline = pgconn, close, deadline
+    def __init__(self, connection: psycopg.Connection[Any], deadline: Deadline) -> None:
+        self.connection, self.pgconn, self.deadline = connection, connection.pgconn, deadline
         self.limit_s = float("inf")  # on the steady clock
         self._selector = selectors.DefaultSelector()
-        self._selector.register(pgconn.socket, selectors.EVENT_READ)
+        self._selector.register(self.pgconn.socket, selectors.EVENT_READ)
+
+    def close(self) -> None:
+        """Close the connection; a query that is still under way is cancelled, or the server would go on with it."""
+        import psycopg
+
+        self._selector.close()
+        if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            with contextlib.suppress(psycopg.Error):
+                self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+        self.connection.close()
 
     def begin(self, campaign: Campaign, snapshot: str | None) -> None:
-        """Open the campaign's transaction and run what its file has before the mailing's own statement."""
+        """Open the campaign's transaction."""
         self.limit_s = self.deadline.clock.steady_s() + campaign.timeout_s + GRACE_S
         lines = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if campaign.read_only else "BEGIN"]
         lines += [f"SET TRANSACTION SNAPSHOT '{snapshot}'"] if snapshot and campaign.read_only else []
@@ -992,8 +1027,6 @@ class Session:
             "SET LOCAL DateStyle = 'ISO'",
         ]
         self.run("; ".join(lines), campaign.source)
-        for statement in campaign.prelude:
-            self.run(statement.text, campaign.source, statement.line)
 
     def run(self, sql: str, source: str, line: int = 0) -> PGresult:
         """The last result of sql, which stands in source from that line on."""
@@ -1107,7 +1140,7 @@ class Database:
             if "," in self.settings.libpq.get("host", ""):  # another host may serve: then with a snapshot of its own
                 self._forget(self._snapshot)
             raise connect_error(str(error)) from None
-        return Session(connection.pgconn, connection.close, self.deadline)
+        return Session(connection, self.deadline)
 
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
@@ -1146,11 +1179,13 @@ class Database:
             try:
                 session.begin(campaign, snapshot)
             except DatabaseError as error:
-                if snapshot and re.search(r"\((22023|55000)\)", error.message):
-                    self._forget(snapshot)
-                    message = "the shared snapshot was lost with its connection; a new one is taken"
-                    raise DatabaseError(f"{campaign.source}: {message}", LATER, retries=AGAIN) from None
-                raise
+                if not snapshot or error.retries == AGAIN:
+                    raise
+                self._forget(snapshot)  # 22023 or, since PostgreSQL 18, 42704: it went with the holder's connection
+                message = "the shared snapshot was lost with its connection; a new one is taken"
+                raise DatabaseError(f"{campaign.source}: {message}", LATER, retries=AGAIN) from None
+            for statement in campaign.prelude:
+                session.run(statement.text, campaign.source, statement.line)
             yield session
             session.run("ROLLBACK" if campaign.read_only else "COMMIT", campaign.source)
         except BaseException:
@@ -1505,7 +1540,7 @@ class Export:
                 if len(rejected):
                     reasons.update(rejected["reason"])
                     if rejects is None:
-                        rejects = LocalFile(self.path.with_name(f"{self.path.stem}_rejected.csv"))
+                        rejects = LocalFile(self.path.with_name(rejected_name(self.path.name)))
                         rejects.write(encoded(header_line([*columns, "reason"], form), form.encoding)[0])
                     rejects.write(encoded(to_csv(rejected, form), form.encoding)[0])
                 with self.changed:
@@ -1612,7 +1647,7 @@ SFTP_RULES = (
     Rule(r"", AGAIN, NETWORK, kind="gaierror", dead=True),
     Rule(r"", AGAIN, NETWORK, kind="SSHException", dead=True),
     Rule(r"", AGAIN, NETWORK, kind="SFTPError", dead=True),
-    Rule(r"(?i)socket|closed|\[Errno", AGAIN, NETWORK, kind="OSError", dead=True),
+    Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError", dead=True),
     Rule(r"", TWICE_MORE, DISK, kind="OSError"),
 )
 
@@ -1784,11 +1819,17 @@ class DropFolders:
             transport.auth_publickey(settings.sftp_user, load_key(settings))
         else:
             transport.auth_password(settings.sftp_user, settings.sftp_password)
-        # open_sftp() has no timeout of its own: it waits for ever for a server that accepts and stays silent.
-        channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
-        channel.settimeout(SFTP_TIMEOUT_S)
-        channel.invoke_subsystem("sftp")
-        return paramiko.SFTPClient(channel)
+        # open_sftp() and invoke_subsystem() have no timeout: they wait for ever for a server that stays silent.
+        limit = threading.Timer(CONNECT_TIMEOUT_S, transport.close)
+        limit.daemon = True
+        limit.start()
+        try:
+            channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
+            channel.settimeout(SFTP_TIMEOUT_S)
+            channel.invoke_subsystem("sftp")
+            return paramiko.SFTPClient(channel)
+        finally:
+            limit.cancel()
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -1940,7 +1981,9 @@ class Ledger:
 
     def knows_file(self, name: str) -> bool:
         """Whether a mailing ever had this name."""
-        return self._execute("SELECT 1 FROM mailings WHERE file = ? LIMIT 1", (name,)).fetchone() is not None
+        return (
+            self._execute("SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1", (name,)).fetchone() is not None
+        )
 
     def _now(self) -> str:
         return self.clock.now().isoformat(timespec="milliseconds")
@@ -2474,10 +2517,10 @@ class Courier:
         temp = (self.settings.sftp_staging_dir or campaign.folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
         self._note_temp(entry_id, temp)
         try:
-            self.drops.send(temp, self._follow(export))
+            sent = self.drops.send(temp, self._follow(export))
             outcome = self._refusal(export)
             if not outcome:
-                self._verify(export, temp)
+                self._verify(export, temp, sent)
         except Superseded:
             self._drop_temps(entry_id)
             return None
@@ -2514,10 +2557,12 @@ class Courier:
                 with export.changed:
                     export.changed.wait(0.2)
 
-    def _verify(self, export: Export, temp: PurePosixPath) -> None:
-        """Step 5's second half: with SFTP_VERIFY=hash the bytes on the server are read back."""
+    def _verify(self, export: Export, temp: PurePosixPath, sent: int) -> None:
+        """Step 5's second half: the whole mailing was sent; with SFTP_VERIFY=hash it is read back."""
         mailing = export.mailing
         assert mailing is not None
+        if sent != mailing.size_bytes:
+            raise DeliveryError(f"{temp}: {sent:,} of {mailing.size_bytes:,} bytes sent", DISK, retries=TWICE_MORE)
         if self.settings.sftp_verify == "hash" and self.drops.sha256(temp) != mailing.sha256:
             raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK, retries=TWICE_MORE)
 
@@ -2702,10 +2747,14 @@ def new_exports(
 ) -> list[Export]:
     """An export for each campaign, to a file in folder whose name was never used."""
     changed, exports = threading.Condition(), list[Export]()
+    taken: set[str] = set()
+
+    def is_used(name: str) -> bool:  # in any case, as Windows has it; a mailing's rejected rows need a name too
+        return name.lower() in taken or rejected_name(name).lower() in taken or used(name)
+
     for campaign in campaigns:
-        taken = {export.path.name for export in exports}
-        name = render_file_name(campaign.file_name, campaign.name, start)
-        name = free_file_name(name, lambda candidate, taken=taken: candidate in taken or used(candidate))  # type: ignore[misc]
+        name = free_file_name(render_file_name(campaign.file_name, campaign.name, start), is_used)
+        taken |= {name.lower(), rejected_name(name).lower()}
         exports.append(Export(campaign, folder / name, changed))
     return exports
 
@@ -2797,7 +2846,7 @@ def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
     own = [settings.output / entry.file for entry in ledger.entries("changed < ?", oldest.isoformat())]
     stale = [path for path in (settings.output / "dry-run").glob("*.csv*") if path.stat().st_mtime < oldest.timestamp()]
     for path in own:
-        rejected = path.with_name(f"{path.stem}_rejected.csv")
+        rejected = path.with_name(rejected_name(path.name))
         stale += [path, rejected, path.with_name(path.name + ".part"), rejected.with_name(rejected.name + ".part")]
     for path in stale:
         try:
@@ -3306,12 +3355,44 @@ def main(
 
 
 def interrupt(*_: object) -> None:
-    """Ended from outside, or the console window was closed (SIGBREAK on Windows): as with Ctrl+C."""
+    """Ended from outside: as with Ctrl+C."""
     raise KeyboardInterrupt
 
 
+def heed_closing_window() -> Callable[[int], None]:
+    """On Windows, end the run in order when the console window is closed; returns what ends the process with a code.
+
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the handler
+    returns, as that of the C runtime does after raising SIGBREAK: so ours waits for the run to be over.
+    """
+    import _thread
+    import ctypes
+
+    over = threading.Event()
+
+    def closing(event: int) -> int:
+        if event == 0:  # Ctrl+C, which Python handles itself; 1 break, 2 close, 5 log-off, 6 shutdown
+            return 0
+        _thread.interrupt_main()
+        over.wait(CLOSE_GRACE_S)
+        return 1
+
+    handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(closing)  # type: ignore[attr-defined,unused-ignore]
+    ctypes.WinDLL("kernel32").SetConsoleCtrlHandler(handler, 1)  # type: ignore[attr-defined,unused-ignore]
+
+    def end(code: int, keep: object = handler) -> None:  # the handler must outlive this function  # noqa: ARG001
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+        os._exit(code)
+
+    return end
+
+
+CLOSE_GRACE_S = 4.5
+
 if __name__ == "__main__":
-    for name in ("SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), interrupt)
-    raise SystemExit(main())
+    signal.signal(signal.SIGTERM, interrupt)
+    end = heed_closing_window() if os.name == "nt" else sys.exit
+    end(main())
