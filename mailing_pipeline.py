@@ -65,7 +65,8 @@ from dataclasses import dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -1454,7 +1455,7 @@ class Export:
 
     def __init__(self, campaign: Campaign, path: Path, changed: threading.Condition) -> None:
         self.campaign, self.path, self.changed = campaign, path, changed
-        self.attempt, self.rows = 0, 0
+        self.attempt, self.rows, self.entry_id = 0, 0, 0
         self.file: LocalFile | None = None
         self.mailing: Mailing | None = None
         self.error: PipelineError | None = None
@@ -1464,6 +1465,12 @@ class Export:
     def done(self) -> bool:
         """Whether the mailing is whole, or will never be."""
         return self.mailing is not None or self.error is not None
+
+    @property
+    def whole_mailing(self) -> Mailing:
+        """The mailing, once it is whole."""
+        assert self.mailing is not None
+        return self.mailing
 
     @property
     def size_bytes(self) -> int:
@@ -1877,7 +1884,7 @@ CREATE TABLE IF NOT EXISTS mailings (
     resend INTEGER NOT NULL DEFAULT 0,   -- 1: sent although the slot had been delivered (--resend)
     folder TEXT NOT NULL,                -- the drop folder
     file TEXT NOT NULL,                  -- the final name
-    temp TEXT NOT NULL DEFAULT '',       -- the whole path that it is uploaded to
+    temp TEXT NOT NULL DEFAULT '',       -- the temps that may be on the server, one a line, the current one last
     rows INTEGER NOT NULL DEFAULT 0,
     rejected INTEGER NOT NULL DEFAULT 0,
     size_bytes INTEGER NOT NULL DEFAULT 0,
@@ -1918,7 +1925,13 @@ class Entry:
 
     @property
     def final(self) -> PurePosixPath:
+        """The whole path of the final name."""
         return self.folder / self.file
+
+    @property
+    def last_temp(self) -> PurePosixPath:
+        """The temp that was to be renamed; earlier ones may be left over."""
+        return PurePosixPath(self.temp.rpartition("\n")[2])
 
 
 class Ledger:
@@ -2280,48 +2293,41 @@ class Courier:
         self.ledger, self.drops = ledger, drops
         self.slot = slot_of(deadline.start)
         self.outcomes: dict[str, Outcome] = {}
-        self._pending: dict[str, tuple[Export, int]] = {}  # campaign -> its export and its entry in the ledger
-        self._temps: dict[int, list[str]] = {}  # entry -> temp names that may still be on the server
-        self._followed: Export | None = None  # its upload is under way, and lets others go first
-        self._watched: dict[str, Campaign] = {}  # delivered, and the dialer is to take it
         self.sent: dict[str, int] = {}  # campaign -> bytes of the upload under way
+        self._pending: list[Export] = []
+        self._followed: Export | None = None  # its upload is under way, and lets others go first
+        self._watched: list[Campaign] = []  # delivered, and the dialer is to take it
+        self._temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
 
     def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
         """What a killed run left in doubt, before anything else: look what became of its renames, remove its temps."""
         doubtful = self.ledger.entries("state IN ('started', 'exported', 'publishing') OR temp <> ''")
         if doubtful:
-            retry(self.drops.connect, self._policy, self.deadline, "SFTP")
+            self._retry(self.drops.connect, "SFTP")
         for entry in doubtful:
-            if entry.state is not State.PUBLISHING:
-                if entry.state in (State.STARTED, State.EXPORTED):
-                    self.ledger.update(
-                        entry.id, state=State.FAILED, message="the run was interrupted before publishing"
-                    )
-                self._temps[entry.id] = entry.temp.split("\n") if entry.temp else []
-                self._drop_temps(entry.id)
+            if entry.state is State.PUBLISHING:
+                late = self._too_late(entry, campaigns.get(entry.campaign))
+                error, published = self._settle(entry, lambda late=late: late)  # type: ignore[misc]
+                told = "delivered" if published else f"not published: {late or error}"
+                log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
+                state = State.DELIVERED if published else State.FAILED
+                self.ledger.update(entry.id, state=state, message="" if published else told, temp="")
                 continue
-            campaign = campaigns.get(entry.campaign)
-            late = "its campaign is gone" if campaign is None else ""
-            if campaign and entry.slot != self.slot:
-                late = f"its slot {entry.slot} is over"
-            elif campaign and (objection := self._time_objection(campaign)):
-                late = objection[0]
-            settle = functools.partial(self._settle, entry, late)
-            published = retry(settle, self._policy, self.deadline, entry.campaign)
-            log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, "delivered" if published else "not sent")
-            state = State.DELIVERED if published else State.FAILED
-            message = "" if published else f"not published: {late or 'the rename never happened'}"
-            self.ledger.update(entry.id, state=state, message=message, temp="")
+            if entry.state in (State.STARTED, State.EXPORTED):
+                message = "the run was interrupted before publishing"
+                self.ledger.update(entry.id, state=State.FAILED, message=message)
+            self._temps[entry.id] = entry.temp.split("\n") if entry.temp else []
+            self._drop_temps(entry.id)
 
     def due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
         """The campaigns to run now; the others get their outcome."""
-        delivered = {e.campaign: e for e in self.ledger.entries("slot = ? AND state = 'delivered'", self.slot)}
         due = []
         for campaign in campaigns:
-            entry = delivered.get(campaign.name)
-            if entry and not self.options.resend:
-                self.outcomes[campaign.name] = Outcome(
-                    campaign=campaign.name,
+            name, delivered = campaign.name, self._delivered_in_slot(campaign)
+            if delivered and not self.options.resend:
+                entry = delivered[-1]
+                self.outcomes[name] = Outcome(
+                    campaign=name,
                     verdict=Verdict.ALREADY,
                     folder=str(entry.folder),
                     file=entry.file,
@@ -2331,112 +2337,82 @@ class Courier:
                 )
             elif not self.options.ignore_hours and not campaign.hours.inside(self.deadline.start):
                 message = f"runs {campaign.hours}"
-                self.outcomes[campaign.name] = Outcome(campaign=campaign.name, verdict=Verdict.NOT_DUE, message=message)
+                self.outcomes[name] = Outcome(campaign=name, verdict=Verdict.NOT_DUE, message=message)
             else:
                 due.append(campaign)
         return due
 
     def expect(self, export: Export) -> None:
         """Register a mailing that an export worker will write."""
-        resend = bool(
-            self.ledger.entries("slot = ? AND campaign = ? AND state = 'delivered'", self.slot, export.campaign.name)
-        )
-        campaign = export.campaign
-        entry_id = self.ledger.start(self.slot, campaign.name, campaign.folder, export.path.name, resend)
-        self._pending[export.campaign.name] = (export, entry_id)
+        campaign, resend = export.campaign, bool(self._delivered_in_slot(export.campaign))
+        export.entry_id = self.ledger.start(self.slot, campaign.name, campaign.folder, export.path.name, resend)
+        self._pending.append(export)
         if resend:
-            log.warning("%s: sent again on request (--resend)", export.campaign.name)
+            log.warning("%s: sent again on request (--resend)", campaign.name)
 
     def work(self) -> None:
         """Deliver every expected mailing; returns when each has its outcome. Raises Stopped at the run's end."""
         if self._pending and not self.drops.down:
             try:
-                retry(self.drops.connect, self._policy, self.deadline, "SFTP")  # while the queries run
+                self._retry(self.drops.connect, "SFTP")  # while the queries run
             except DeliveryError as error:
                 self.drops.down = error
-        while self._pending:
-            if self.drops.down:
-                self._give_up(self.drops.down)
-                return
+        while self._pending and not self.drops.down:
             self._deliver_whole()
-            growing = [e for e, _ in self._pending.values() if not e.done and e.size_bytes > FOLLOW_BYTES]
+            growing = [export for export in self._pending if not export.done and export.size_bytes > FOLLOW_BYTES]
             if growing:
                 self._followed = growing[0]
                 self._deliver(growing[0])
                 self._followed = None
             elif self._pending and not self._whole():
-                changed = next(iter(self._pending.values()))[0].changed
-                with changed:
-                    changed.wait(0.2)
+                with self._pending[0].changed:
+                    self._pending[0].changed.wait(0.2)
             self.deadline.check()
 
     def watch_pickups(self) -> None:
         """After everything is published: wait until the dialer has taken each file whose campaign asks for it."""
-        watched = {name: campaign for name, campaign in self._watched.items() if name in self.outcomes}
-        until_s = {name: self.deadline.clock.steady_s() + campaign.pickup_s for name, campaign in watched.items()}
-        while watched:
-            for name, campaign in list(watched.items()):
-                outcome = self.outcomes[name]
+        began_s = self.deadline.clock.steady_s()
+        while self._watched:
+            for campaign in list(self._watched):
+                outcome = self.outcomes[campaign.name]
                 try:
                     pickup = self._pickup(campaign, outcome.file)
                 except DeliveryError as error:
                     pickup = f"not known whether it was picked up: {error.message}"
-                if not pickup and self.deadline.clock.steady_s() < until_s[name]:
-                    continue
-                del watched[name]
-                self._note_pickup(outcome, pickup or f"not picked up within {campaign.pickup_s} s")
-            if watched:
+                if not pickup and self.deadline.clock.steady_s() > began_s + campaign.pickup_s:
+                    pickup = f"not picked up within {campaign.pickup_s} s"
+                if pickup:
+                    self._watched.remove(campaign)
+                    self._note_pickup(outcome, pickup)
+            if self._watched:
                 self.deadline.sleep(PICKUP_POLL_S)
-
-    def _pickup(self, campaign: Campaign, file: str) -> str:
-        """What the dialer has done with a published file; empty while it still stands there."""
-        errors = campaign.pickup_error_folder
-        if errors and self.drops.size(self.settings.sftp_base_dir / errors / file) is not None:
-            return "refused by the dialer"
-        gone = self.drops.size(campaign.folder / file) is None
-        return f"picked up at {self.deadline.clock.now():%H:%M:%S}" if gone else ""
-
-    def _note_pickup(self, outcome: Outcome, pickup: str) -> None:
-        refused = pickup.startswith("refused")
-        good = pickup.startswith("picked")
-        hint = "" if good else "see in the dialer why; the file is complete, and is not sent again"
-        code = ExitCode.PARTIAL if refused else ExitCode.OK
-        message = outcome.message if good else pickup
-        changed = dataclass_replace(outcome, pickup=pickup, message=message, hint=outcome.hint or hint, exit_code=code)
-        self.outcomes[outcome.campaign] = changed
-        log.log(logging.INFO if good else logging.ERROR, "%s: %s: %s", outcome.campaign, outcome.file, pickup)
-        for entry in self.ledger.entries("file = ? AND state = 'delivered'", outcome.file):
-            self.ledger.update(entry.id, pickup=pickup)
-
-    def _say_if_not_taken(self, campaign: Campaign) -> str:
-        """Whether the campaign's previous file still stands in the drop folder, where pickups are watched."""
-        last = self.ledger.entries("campaign = ? AND state = 'delivered'", campaign.name)[-1:]
-        if not campaign.pickup_s or not last or self.drops.size(last[0].final) is None:
-            return ""
-        log.warning("%s: the dialer has not taken the previous mailing %s", campaign.name, last[0].file)
-        return f"the dialer has not taken the previous mailing {last[0].file}"
 
     def finish(self, error: PipelineError | None) -> None:
         """Give what is still pending its outcome, and remove temps that could not be removed before."""
-        if error:
-            self._give_up(error)
+        for export in list(self._pending):
+            reason = export.error or self.drops.down or error or Stopped("the run was stopped")
+            self._conclude(export, outcome_of_error(base_outcome(export), reason))
         for entry_id in list(self._temps):
             self._drop_temps(entry_id)
 
-    @property
-    def _policy(self) -> RetryPolicy:
-        return self.settings.retry_policy
+    def _retry(self, action: Callable[[], T], who: str) -> T:
+        return retry(action, self.settings.retry_policy, self.deadline, who)
+
+    def _delivered_in_slot(self, campaign: Campaign) -> list[Entry]:
+        return self.ledger.entries("slot = ? AND campaign = ? AND state = 'delivered'", self.slot, campaign.name)
 
     def _time_objection(self, campaign: Campaign) -> tuple[str, str] | None:
         return time_objection(campaign, self.deadline, self.options.ignore_hours)
 
-    def _give_up(self, error: PipelineError) -> None:
-        """Everything pending fails with error, or with its own."""
-        for export, entry_id in list(self._pending.values()):
-            self._conclude(export, entry_id, outcome_of_error(base_outcome(export), export.error or error))
+    def _too_late(self, entry: Entry, campaign: Campaign | None) -> str:
+        """Why a leftover may not be published now; empty if it may."""
+        if campaign is None or entry.slot != self.slot:
+            return f"its slot {entry.slot} is over" if campaign else "its campaign is gone"
+        objection = self._time_objection(campaign)
+        return objection[0] if objection else ""
 
     def _whole(self) -> list[Export]:
-        return [export for export, _ in self._pending.values() if export.done and export is not self._followed]
+        return [export for export in self._pending if export.done and export is not self._followed]
 
     def _deliver_whole(self) -> None:
         for export in self._whole():
@@ -2445,92 +2421,78 @@ class Courier:
 
     def _deliver(self, export: Export) -> None:
         """Bring one mailing to its outcome, unless its export began anew meanwhile: then it stays pending."""
-        entry_id = self._pending[export.campaign.name][1]
         try:
-            outcome = retry(lambda: self._attempt(export, entry_id), self._policy, self.deadline, export.campaign.name)
-        except DeliveryError as error:
-            if error.down or error.fatal:
+            outcome = self._retry(lambda: self._attempt(export), export.campaign.name)
+        except PipelineError as error:
+            if isinstance(error, DeliveryError) and (error.down or error.fatal):
                 self.drops.down = error
             outcome = outcome_of_error(base_outcome(export), error)
-        except PipelineError as error:
-            outcome = outcome_of_error(base_outcome(export), error)
         if outcome:
-            self._conclude(export, entry_id, outcome)
+            self._conclude(export, outcome)
 
-    def _conclude(self, export: Export, entry_id: int, outcome: Outcome) -> None:
+    def _conclude(self, export: Export, outcome: Outcome) -> None:
         """Note the outcome in report, ledger and log."""
-        self._pending.pop(export.campaign.name, None)
+        self._pending.remove(export)
         states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
-        told = f"{outcome.message} ({outcome.hint})" if outcome.hint else outcome.message
-        if outcome.verdict is Verdict.DELIVERED:
-            log.info(
-                "%s: delivered %s: %s contacts, %s bytes",
-                outcome.campaign,
-                outcome.file,
-                outcome.rows,
-                outcome.size_bytes,
-            )
-        elif outcome.verdict is Verdict.EMPTY:
-            log.info("%s: empty, nothing to send", outcome.campaign)
-        else:
-            log.error("%s: %s: %s", outcome.campaign, outcome.verdict, told)
+        state = states.get(outcome.verdict, State.FAILED)
         try:
-            if self._state(entry_id) is State.PUBLISHING and outcome.verdict is not Verdict.DELIVERED:
-                outcome = dataclass_replace(outcome, verdict=Verdict.UNKNOWN)  # the next run settles it
-                self.ledger.update(entry_id, message=outcome.message, hint=outcome.hint)
-            else:
-                self.ledger.update(
-                    entry_id,
-                    state=states.get(outcome.verdict, State.FAILED),
-                    rows=outcome.rows,
-                    rejected=outcome.rejected,
-                    size_bytes=outcome.size_bytes,
-                    seconds=outcome.seconds,
-                    message=outcome.message,
-                    hint=outcome.hint,
-                    temp="\n".join(self._temps.get(entry_id, [])),
-                )
+            if state is not State.DELIVERED and self._entry(export).state is State.PUBLISHING:
+                hint = "the next run looks whether the dialer got it, and never sends it twice"
+                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=hint), State.PUBLISHING
+            self.ledger.update(
+                export.entry_id,
+                state=state,
+                rows=outcome.rows,
+                rejected=outcome.rejected,
+                size_bytes=outcome.size_bytes,
+                seconds=outcome.seconds,
+                message=outcome.message,
+                hint=outcome.hint,
+            )
         except LocalFault as error:
             log.error("%s: the ledger could not note it, the next run looks: %s", outcome.campaign, error.message)
         self.outcomes[outcome.campaign] = outcome
+        figures = f"{outcome.file}: {outcome.rows} contacts, {outcome.size_bytes} bytes" if outcome.size_bytes else ""
+        told = " ".join(text for text in (figures, outcome.message, outcome.hint and f"({outcome.hint})") if text)
+        level = logging.ERROR if outcome.exit_code else logging.INFO
+        log.log(level, "%s: %s: %s", outcome.campaign, outcome.verdict, told)
 
-    def _state(self, entry_id: int) -> State:
-        return self.ledger.entries("id = ?", entry_id)[0].state
+    def _entry(self, export: Export) -> Entry:
+        return self.ledger.entries("id = ?", export.entry_id)[0]
 
     def _refusal(self, export: Export) -> Outcome | None:
         """Why a mailing that is done is not sent now; None if it may be."""
-        past_rows = self.ledger.past_rows(export.campaign.name)
-        if refused := refusal(export, past_rows):
+        if refused := refusal(export, self.ledger.past_rows(export.campaign.name)):
             return refused
         objection = self._time_objection(export.campaign)
         return outcome_of_error(base_outcome(export), Held(*objection)) if objection else None
 
-    def _attempt(self, export: Export, entry_id: int) -> Outcome | None:
+    def _attempt(self, export: Export) -> Outcome | None:
         """One try: upload under a temp name, ask the guards, check, publish. None if the export began anew."""
         if export.done and (outcome := self._refusal(export)):
             return outcome
-        campaign = export.campaign
-        self.drops.check_folder(campaign.folder)
-        if self.drops.size(campaign.folder / export.path.name) is not None:
+        folder = export.campaign.folder
+        self.drops.check_folder(folder)
+        if self.drops.size(folder / export.path.name) is not None:
             hint = "somebody else puts files there, or the dialer does not take them; nothing was overwritten"
-            raise Held(f"{campaign.folder}/{export.path.name} is already there", hint)
-        temp = (self.settings.sftp_staging_dir or campaign.folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
-        self._note_temp(entry_id, temp)
+            raise Held(f"{folder / export.path.name} is already there", hint)
+        temp = (self.settings.sftp_staging_dir or folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
+        self._note_temp(export.entry_id, temp)
         try:
             sent = self.drops.send(temp, self._follow(export))
             outcome = self._refusal(export)
             if not outcome:
                 self._verify(export, temp, sent)
-        except Superseded:
-            self._drop_temps(entry_id)
-            return None
-        except BaseException:
-            self._drop_temps(entry_id)
+                note = self._previous_not_taken(export.campaign)
+        except BaseException as error:
+            self._drop_temps(export.entry_id)
+            if isinstance(error, Superseded):
+                return None
             raise
-        if not outcome:
-            return self._publish(export, entry_id, temp)
-        self._drop_temps(entry_id)
-        return outcome
+        if outcome:
+            self._drop_temps(export.entry_id)
+            return outcome
+        return self._publish(export, temp, note)
 
     def _follow(self, export: Export) -> Iterator[bytes | None]:
         """The mailing's bytes as they reach the local disk. Whole mailings of others go first while this one grows.
@@ -2559,99 +2521,83 @@ class Courier:
 
     def _verify(self, export: Export, temp: PurePosixPath, sent: int) -> None:
         """Step 5's second half: the whole mailing was sent; with SFTP_VERIFY=hash it is read back."""
-        mailing = export.mailing
-        assert mailing is not None
+        mailing = export.whole_mailing
         if sent != mailing.size_bytes:
             raise DeliveryError(f"{temp}: {sent:,} of {mailing.size_bytes:,} bytes sent", DISK, retries=TWICE_MORE)
         if self.settings.sftp_verify == "hash" and self.drops.sha256(temp) != mailing.sha256:
             raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK, retries=TWICE_MORE)
 
-    def _publish(self, export: Export, entry_id: int, temp: PurePosixPath) -> Outcome:
-        """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no error leaves this method."""
-        campaign, mailing, base = export.campaign, export.mailing, base_outcome(export)
-        assert mailing is not None
-        self.ledger.update(
-            entry_id, state=State.EXPORTED, rows=mailing.rows, size_bytes=mailing.size_bytes, sha256=mailing.sha256
-        )
-        base = dataclass_replace(base, message=self._say_if_not_taken(campaign))
+    def _publish(self, export: Export, temp: PurePosixPath, note: str) -> Outcome:
+        """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no DeliveryError leaves this method."""
+        campaign, mailing, entry_id = export.campaign, export.whole_mailing, export.entry_id
+        base = base_outcome(export)
+        self.ledger.update(entry_id, state=State.EXPORTED, size_bytes=mailing.size_bytes, sha256=mailing.sha256)
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
         self.ledger.update(entry_id, state=State.PUBLISHING)
         older_temps = self._temps.pop(entry_id)[:-1]  # this one is no longer ours to remove
         try:
+            self.drops.rename(temp, campaign.folder / export.path.name)
+        except DeliveryError as error:
+            log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
             try:
-                self.drops.rename(temp, campaign.folder / export.path.name)
-                published = True
-            except DeliveryError as error:
-                log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
-                refused, published = self._settle_rename(export, entry_id, error)
-        except PipelineError as found:
-            if isinstance(found, DeliveryError):
-                self.drops.down = found
-            hint = "the next run looks whether the dialer got it, and never sends it twice"
-            return dataclass_replace(outcome_of_error(base, found), verdict=Verdict.UNKNOWN, hint=hint)
+                entry = self._entry(export)
+                refused, published = self._settle(entry, lambda: self._too_late(entry, campaign))
+            except PipelineError as unknown:
+                self.drops.down = unknown if isinstance(unknown, DeliveryError) else None
+                return outcome_of_error(base, unknown)  # _conclude sees that it is in doubt
+            if not published:
+                self._temps[entry_id] = older_temps
+                self.ledger.update(entry_id, state=State.EXPORTED, temp="\n".join(older_temps))
+                return outcome_of_error(base, refused or error)
         self._temps[entry_id] = older_temps
-        if not published:
-            self.ledger.update(entry_id, state=State.EXPORTED)
-            return outcome_of_error(base, refused)
-        return self._delivered(export, base)
+        self.ledger.update(entry_id, state=State.DELIVERED, temp="\n".join(older_temps))
+        if campaign.pickup_s:
+            self._watched.append(campaign)
+        lost = f"{mailing.replaced:,} characters are not in {campaign.csv.encoding} and became '?'"
+        message = "; ".join(text for text in (note, lost if mailing.replaced else "") if text)
+        return dataclass_replace(base, verdict=Verdict.DELIVERED, message=message)
 
-    def _settle_rename(self, export: Export, entry_id: int, error: DeliveryError) -> tuple[DeliveryError, bool]:
-        """What a rename that raised error has come to: the last error, and whether it was published all the same.
+    def _settle(self, entry: Entry, late: Callable[[], str]) -> tuple[DeliveryError | None, bool]:
+        """Find out what became of a rename: the last error if there was one, and whether the mailing was published.
 
-        Raises PipelineError while that is not known.
+        late says why it may not be published now. Raises PipelineError while the server is out of reach.
         """
-        entry = self.ledger.entries("id = ?", entry_id)[0]
-
-        def settle() -> bool:
-            objection = self._time_objection(export.campaign)
-            return self._settle(entry, objection[0] if objection else "")
-
         try:
-            return error, retry(settle, self._policy, self.deadline, export.campaign.name)
-        except DeliveryError as found:
-            if found.down:
+            return None, self._retry(lambda: self._look(entry, late()), entry.campaign)
+        except DeliveryError as error:
+            if error.down or error.fatal:
                 raise
-            return found, self._withdraw(entry)
+            return error, self._withdraw(entry)
 
-    def _settle(self, entry: Entry, late: str) -> bool:
-        """Look what became of a rename: whether the mailing was published. late: why it may not be published now.
+    def _look(self, entry: Entry, late: str) -> bool:
+        """Whether the mailing was published.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the dialer has
         taken it. A leftover temp beside the final name is OpenSSH's link without its unlink.
         """
-        temp = PurePosixPath(entry.temp.rpartition("\n")[2])
-        final_size, temp_size = self.drops.size(entry.final), self.drops.size(temp)
+        final_size, temp_size = self.drops.size(entry.final), self.drops.size(entry.last_temp)
         if temp_size is None:
             if final_size not in (None, entry.size_bytes):
                 log.warning("%s: %s has %s bytes, not ours", entry.campaign, entry.final, final_size)
             return True
         if final_size == entry.size_bytes:
-            self.drops.remove(temp)
+            self.drops.remove(entry.last_temp)
             return True
         if final_size is not None or late:
             return self._withdraw(entry)
         try:
-            self.drops.rename(temp, entry.final)
+            self.drops.rename(entry.last_temp, entry.final)
         except DeliveryError:
-            if self.drops.size(temp) is not None:  # gone: the first request was carried out after all, late
+            if self.drops.size(entry.last_temp) is not None:  # gone: the first request was carried out after all, late
                 raise
         return True
 
     def _withdraw(self, entry: Entry) -> bool:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
-        removed = self.drops.remove(PurePosixPath(entry.temp.rpartition("\n")[2]))
+        removed = self.drops.remove(entry.last_temp)
         return not removed or self.drops.size(entry.final) == entry.size_bytes
-
-    def _delivered(self, export: Export, base: Outcome) -> Outcome:
-        campaign, mailing = export.campaign, export.mailing
-        assert mailing is not None
-        if campaign.pickup_s:
-            self._watched[campaign.name] = campaign
-        lost = f"{mailing.replaced:,} characters are not in {campaign.csv.encoding} and became '?'"
-        message = "; ".join(text for text in (base.message, lost if mailing.replaced else "") if text)
-        return dataclass_replace(base, verdict=Verdict.DELIVERED, message=message)
 
     def _note_temp(self, entry_id: int, temp: PurePosixPath) -> None:
         """On the ledger before it is on the server, so that a killed run's temp is found and removed."""
@@ -2669,6 +2615,38 @@ class Courier:
                 self.ledger.update(entry_id, temp="")
         except PipelineError as error:
             log.warning("a temp file stays on the server until the next run: %s", error.message)
+
+    def _pickup(self, campaign: Campaign, file: str) -> str:
+        """What the dialer has done with a published file; empty while it still stands there."""
+        errors = campaign.pickup_error_folder
+        if errors and self.drops.size(self.settings.sftp_base_dir / errors / file) is not None:
+            return REFUSED_PICKUP
+        gone = self.drops.size(campaign.folder / file) is None
+        return f"picked up at {self.deadline.clock.now():%H:%M:%S}" if gone else ""
+
+    def _note_pickup(self, outcome: Outcome, pickup: str) -> None:
+        if pickup.startswith("picked"):
+            outcome = dataclass_replace(outcome, pickup=pickup)
+            log.info("%s: %s: %s", outcome.campaign, outcome.file, pickup)
+        else:
+            hint = "see in the dialer why; the file is complete, and is not sent again"
+            code = ExitCode.PARTIAL if pickup == REFUSED_PICKUP else ExitCode.OK
+            outcome = dataclass_replace(outcome, pickup=pickup, message=pickup, hint=hint, exit_code=code)
+            log.error("%s: %s: %s", outcome.campaign, outcome.file, pickup)
+        self.outcomes[outcome.campaign] = outcome
+        for entry in self.ledger.entries("file = ? AND state = 'delivered'", outcome.file):
+            self.ledger.update(entry.id, pickup=pickup)
+
+    def _previous_not_taken(self, campaign: Campaign) -> str:
+        """A note if the campaign's previous file still stands in the drop folder, where pickups are watched."""
+        last = self.ledger.entries("campaign = ? AND state = 'delivered'", campaign.name)[-1:]
+        if not campaign.pickup_s or not last or self.drops.size(last[0].final) is None:
+            return ""
+        log.warning("%s: the dialer has not taken the previous mailing %s", campaign.name, last[0].file)
+        return f"the dialer has not taken the previous mailing {last[0].file}"
+
+
+REFUSED_PICKUP = "refused by the dialer"
 
 
 class Superseded(Exception):
@@ -2818,7 +2796,7 @@ def rehearse(
     with local_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     past: dict[str, list[int]] = {}
-    exports = new_exports(choose(campaigns, options.only), folder, deadline.start, lambda name: False)
+    exports = new_exports(choose(campaigns, options.only), folder, deadline.start, lambda _: False)
     if ledger_path.exists():
         with contextlib.closing(Ledger(ledger_path, clock)) as ledger:
             past = {campaign.name: ledger.past_rows(campaign.name) for campaign in campaigns}
@@ -2856,7 +2834,7 @@ def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Check and status: looking without sending
+# Check: looking without sending
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -2943,37 +2921,298 @@ def worst(findings: Sequence[Finding]) -> ExitCode:
     return codes.pop() if len(codes) == 1 else ExitCode.PARTIAL if codes else ExitCode.OK
 
 
-def status_grid(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> dict[str, dict[str, Entry]]:
-    """Today's latest ledger entry by campaign and slot. Raises SettingsFault if the ledger cannot be read."""
-    path = settings.output / "ledger.sqlite3"
-    grid: dict[str, dict[str, Entry]] = {campaign.name: {} for campaign in campaigns}
-    if path.exists():
-        with contextlib.closing(Ledger(path, clock)) as ledger:
-            for entry in ledger.entries("slot LIKE ?", f"{clock.now():%Y-%m-%d} %"):
-                cell = grid.setdefault(entry.campaign, {}).get(entry.slot)
-                if not cell or cell.state is not State.DELIVERED or entry.state is State.DELIVERED:
-                    grid[entry.campaign][entry.slot] = entry
-    return grid
+# ---------------------------------------------------------------------------------------------------------------------
+# Status: today's grid and two weeks of trends, for the terminal, a browser and monitoring systems
+# ---------------------------------------------------------------------------------------------------------------------
+
+PAGE_DAYS = 14
+PROBLEMS_SHOWN = 10
+OVERDUE_MINUTES = 20  # a slot that nothing came of is overdue so long after its start
+OVERDUE = "The slot {} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now"
+WORKED = (State.DONE, State.DELIVERED, State.EMPTY)
 
 
-def print_status(grid: Mapping[str, Mapping[str, Entry]], console: Console) -> None:
-    """Campaigns down, slots across."""
-    from rich import box
+class Mark(Enum):
+    """What became of a campaign in a slot; how terminal and page show it, the page in light and in dark."""
+
+    DELIVERED = ("delivered", "✓", "+", "green", "#14532d", "#a5e0b2")
+    EMPTY = ("empty", "○", "0", "cyan", "#0b5563", "#a0dbe6")
+    HELD = ("held", "‖", "H", "yellow", "#6b4500", "#f5d67b")
+    FAILED = ("failed", "✗", "X", "bold red", "#a10d0d", "#ffb0b0")
+    NOT_TAKEN = ("not taken", "↯", "T", "bold yellow", "#8a3a00", "#ffc08a")  # by the dialer, or refused
+    UNKNOWN = ("unknown", "?", "?", "bold magenta", "#6a1bb0", "#dcbcff")
+    RUNNING = ("running", "▸", ">", "blue", "#0b4fa0", "#a9d0ff")
+    MISSED = ("missed", "!", "!", "bold red", "#a10d0d", "#ffb0b0")
+    COMING = ("still to come", "·", ".", "dim", "#57606a", "#a3abb5")
+    NOT_DUE = ("not due", "–", "-", "dim", "#57606a", "#a3abb5")
+
+    def __init__(self, word: str, sign: str, ascii_sign: str, style: str, light: str, dark: str) -> None:
+        self.word, self.sign, self.ascii_sign, self.style = word, sign, ascii_sign, style
+        self.light, self.dark = light, dark
+
+
+@dataclass(frozen=True, slots=True)
+class DayGrid:
+    """Today: campaigns down, slots across. served: the latest slot that worked; overdue: one that should have."""
+
+    now: datetime
+    slots: tuple[str, ...]
+    cells: Mapping[str, tuple[tuple[Mark, Entry | None], ...]]
+    last_success: Entry | None
+    served: str
+    overdue: str
+
+    @property
+    def tally(self) -> dict[Mark, int]:
+        """How often each mark occurs, in the order of Mark."""
+        counts = Counter(mark for cells in self.cells.values() for mark, _ in cells)
+        return {mark: counts[mark] for mark in Mark if counts[mark]}
+
+
+def mark_of(entry: Entry, now: datetime) -> Mark:
+    """The mark of a ledger entry. What a killed run left behind counts as failed after an hour."""
+    if entry.state in (State.STARTED, State.EXPORTED):
+        return Mark.RUNNING if now - datetime.fromisoformat(entry.changed) < timedelta(hours=1) else Mark.FAILED
+    if entry.state is State.PUBLISHING:
+        return Mark.UNKNOWN
+    return Mark.NOT_TAKEN if entry.state is State.DELIVERED and is_trouble(entry) else Mark[entry.state.name]
+
+
+def last_due_slot(hours: Hours, now: datetime) -> str:
+    """The latest slot of the last two weeks that should be done by now, or ''. The page's script does the same."""
+    moments = (now - timedelta(minutes=OVERDUE_MINUTES, hours=n) for n in range(PAGE_DAYS * 24))
+    return next((slot_of(moment) for moment in moments if hours.inside(moment.replace(minute=59))), "")
+
+
+def day_grid(entries: Sequence[Entry], campaigns: Sequence[Campaign], hours: Hours, now: datetime) -> DayGrid:
+    """Today's grid from the ledger's entries of the last PAGE_DAYS, oldest first, the runs' own among them.
+
+    A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or is run by
+    another PC, has missed nothing. Slots outside the operating hours appear where something was sent in them.
+    """
+    today, current, due = f"{now:%Y-%m-%d}", slot_of(now), last_due_slot(hours, now)
+    best: dict[tuple[str, str], Entry] = {}
+    first: dict[str, str] = {}
+    rank = {State.DELIVERED: 2, State.PUBLISHING: 1}  # what reached the dialer, then what may have, then the latest
+    for entry in entries:
+        first.setdefault(entry.campaign, entry.slot)
+        other = best.setdefault((entry.campaign, entry.slot), entry)
+        if rank.get(entry.state, 0) >= rank.get(other.state, 0):
+            best[entry.campaign, entry.slot] = entry
+    sent_today = [(name, slot) for name, slot in best if name and slot.startswith(today)]
+    regular = {f"{today} {hour:02}:00" for hour in range(hours.starts[0].hour, hours.starts[1].hour + 1)}
+    slots = tuple(sorted(regular | {slot for _, slot in sent_today}))
+    own_hours = {campaign.name: campaign.hours for campaign in campaigns}
+
+    def cell(name: str, slot: str) -> tuple[Mark, Entry | None]:
+        if entry := best.get((name, slot)):
+            return mark_of(entry, now), entry
+        end = datetime.fromisoformat(slot).replace(minute=59)
+        inside = name in own_hours and hours.inside(end) and own_hours[name].inside(end)
+        if not inside or (slot < current and first.get(name, current) > slot):
+            return Mark.NOT_DUE, None
+        return Mark.MISSED if slot < current else Mark.COMING, None
+
+    names = dict.fromkeys([*own_hours, *(name for name, _ in sent_today)])
+    cells = {name: tuple(cell(name, slot) for slot in slots) for name in names}
+    runs = [entry for entry in entries if entry.state is State.DONE]
+    served = max((entry.slot for entry in entries if entry.state in WORKED), default="")
+    return DayGrid(now, slots, cells, runs[-1] if runs else None, served, due if entries and served < due else "")
+
+
+def status_json(grid: DayGrid) -> dict[str, Any]:
+    """The grid for monitoring systems; its words are English in every language."""
+
+    def told(mark: Mark, entry: Entry | None) -> dict[str, Any]:
+        facts = ("rows", "changed", "message", "hint", "pickup")
+        return {"state": mark.word} | ({key: getattr(entry, key) for key in facts} if entry else {})
+
+    return {
+        "now": grid.now.isoformat(timespec="seconds"),
+        "last_successful_run": grid.last_success and grid.last_success.changed,
+        "overdue_slot": grid.overdue or None,
+        "tally": {mark.word: count for mark, count in grid.tally.items()},
+        "campaigns": {
+            name: {slot: told(*cell) for slot, cell in zip(grid.slots, cells, strict=True)}
+            for name, cells in grid.cells.items()
+        },
+    }
+
+
+def number(value: float, language: str) -> str:
+    """4812 as 4,812 or 4.812."""
+    return f"{value:,.0f}".replace(",", "." if language == "pt" else ",")
+
+
+def short_number(value: float, language: str) -> str:
+    """4812 as 4.8k, 48120 as 48k, 1481200 as 1.5M: four characters at the most."""
+    unit, scale = ("", 1) if value < 1000 else ("k", 1e3) if value < 999_500 else ("M", 1e6)
+    text = f"{value / scale:.1f}" if unit and value / scale < 9.95 else f"{value / scale:.0f}"
+    return text.replace(".", "," if language == "pt" else ".") + unit
+
+
+def local_time(iso: str, language: str) -> str:
+    """A time of the ledger, for a person."""
+    return datetime.fromisoformat(iso).strftime(translate("%Y-%m-%d %H:%M", language))
+
+
+def headline(grid: DayGrid, language: str) -> tuple[str, str]:
+    """When the last successful run was, and what is overdue ('' if nothing is), in words."""
+    last, late = grid.last_success, grid.overdue
+    text = f"Last successful run: {local_time(last.changed, language)}" if last else "No successful run yet"
+    told = translate(OVERDUE, language).format(local_time(late, language)) if late else ""
+    return translate(text, language), told
+
+
+def print_status(grid: DayGrid, console: Console, language: str) -> None:
+    """The grid in 80 columns, what its signs mean, and the last successful run."""
     from rich.table import Table
+    from rich.text import Text
 
-    slots = sorted({slot for cells in grid.values() for slot in cells})
-    table = Table("campaign", *(slot[-5:] for slot in slots), box=box.SIMPLE_HEAD, pad_edge=False)
-    for campaign, cells in grid.items():
-        texts = [
-            ""
-            if slot not in cells
-            else f"{cells[slot].rows:,}"
-            if cells[slot].state is State.DELIVERED
-            else cells[slot].state
-            for slot in slots
-        ]
-        table.add_row(campaign, *texts)
-    console.print(table if slots else "nothing was sent today")
+    def sign(mark: Mark, entry: Entry | None) -> str:
+        if entry and mark is Mark.DELIVERED:
+            return short_number(entry.rows, language)
+        return mark.sign if console.encoding.startswith("utf") else mark.ascii_sign
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(f"{grid.now:%d/%m}", overflow="fold")
+    for slot in grid.slots:
+        table.add_column(slot[11:13], justify="right", no_wrap=True)
+    for name, cells in grid.cells.items():
+        table.add_row(name, *(Text(sign(mark, entry), mark.style) for mark, entry in cells))
+    console.print(table)
+    legend = (f"{sign(mark, None)} {translate(mark.word, language)} {count}" for mark, count in grid.tally.items())
+    last_run, overdue = headline(grid, language)
+    console.print("\n" + "   ".join(legend), last_run, sep="\n", markup=False, highlight=False)
+    if overdue:
+        console.print(overdue, style="bold red", highlight=False)
+
+
+# light-dark() and color-mix(): where an old browser lacks them, the page is plain but whole.
+PAGE_STYLE = """
+:root{color-scheme:light dark;--bg:light-dark(#fff,#14171a);--text:light-dark(#1b1f24,#e4e8ec);
+ --soft:light-dark(#57606a,#a3abb5);--line:light-dark(#d0d7de,#3a4149)}
+*{box-sizing:border-box}ul{list-style:none;padding:0}small{font-size:.8rem}.soft{color:var(--soft)}p{margin:.3rem 0}
+body{max-width:84rem;margin:auto;padding:1rem;background:var(--bg);color:var(--text);overflow-wrap:anywhere;
+ font:15px/1.45 system-ui,sans-serif}
+h1,h2{font-size:1.35rem;margin:0}h2{font-size:1.05rem;margin:1.8rem 0 .5rem}
+#run{border:1px solid;border-left-width:.4rem;border-radius:.4rem;padding:.6rem .8rem;margin:.6rem 0;font-weight:600}
+.box{overflow-x:auto;border:1px solid var(--line);border-radius:.4rem}
+table{border-spacing:0;width:100%;font-size:.85rem;line-height:1.25;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .4rem;border:solid var(--line);border-width:0 0 1px 1px;text-align:center;white-space:nowrap}
+tr:last-child>*{border-bottom:0}thead th{border-bottom:1px solid var(--line)!important}
+th:first-child{position:sticky;left:0;border-left:0;background:var(--bg);text-align:left;white-space:normal;
+ min-width:clamp(6.5rem,30vw,10.5rem)}
+.signs{display:flex;flex-wrap:wrap;gap:.4rem}.chip{padding:.05rem .5rem;border-radius:1rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.6rem}
+.cards li,.problems li{border:1px solid var(--line);border-radius:.4rem;padding:.5rem .7rem}.problems li{margin:.5rem 0}
+svg{display:block;width:100%;height:2.2rem;fill:none;stroke:var(--soft)}.rows{stroke-width:1.8}
+path{vector-effect:non-scaling-stroke;stroke-linecap:round}path.DELIVERED{stroke:currentColor}
+td,.chip{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING{background:none}
+""" + "".join(f".{mark.name}{{color:light-dark({mark.light},{mark.dark})}}\n" for mark in Mark)
+
+# The page is static: the reader's clock tells how old it is, and whether a slot is overdue by now.
+PAGE_SCRIPT = """
+const get = id => document.getElementById(id), lang = document.documentElement.lang;
+const two = n => String(n).padStart(2, "0");
+const [time, served, words, days, holidays, first, last, grace] = JSON.parse(get("run").dataset.facts);
+const day = t => `${t.getFullYear()}-${two(t.getMonth() + 1)}-${two(t.getDate())}`;
+const inside = t => days.includes((t.getDay() + 6) % 7) && !holidays.includes(day(t)) && t.getHours() >= first &&
+  t.getHours() <= last;
+const age = (Date.now() - new Date(time)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
+const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
+get("ago").textContent = time && ` (${new Intl.RelativeTimeFormat(lang).format(ago, unit)})`;
+let due = new Date(Date.now() - grace * 6e4);
+for (let n = 0; !inside(due) && n < 336; n++) due = new Date(due - 36e5);
+const slot = `${day(due)} ${two(due.getHours())}:00`, overdue = served !== null && inside(due) && served < slot;
+get("run").className = overdue ? "FAILED" : time ? "DELIVERED" : "COMING";
+const told = lang === "en" ? slot : due.toLocaleDateString(lang) + slot.slice(10);
+get("late").textContent = overdue ? words.replace("{}", told) : "";
+setTimeout(() => location.reload(), 3e5);
+"""
+
+
+def sparkline(name: str, rows: Mapping[str, int], now: datetime, language: str) -> str:
+    """A campaign's rows by slot over two weeks as an SVG line, broken where nothing was delivered; median dashed."""
+    if not rows:
+        return f'<br><small class="soft">{escape(translate("nothing delivered in two weeks", language))}</small>'
+    top, median, hours = max(1, *rows.values()), statistics.median(rows.values()), [int(slot[11:13]) for slot in rows]
+    low, width = min(hours), max(hours) - min(hours) + 2
+    path, last_x = "", -2
+    for (slot, count), hour in zip(rows.items(), hours, strict=True):
+        days_ago = (now.date() - datetime.fromisoformat(slot).date()).days
+        x, y = (PAGE_DAYS - 1 - days_ago) * width + hour - low, round(40 - 38 * count / top)
+        path += f"L{x} {y}" if x == last_x + 1 else f"M{x} {y}h0"
+        last_x = x
+    figures = f"latest {number(count, language)}, median {number(median, language)}"
+    told = escape(translate(figures, language))
+    return (
+        f'<br><small class="soft">{told}</small><svg role="img" viewBox="-1 0 {PAGE_DAYS * width} 42" '
+        f'preserveAspectRatio="none"><title>{escape(name)}: {told}</title><path stroke-dasharray="3 4" '
+        f'd="M0 {round(40 - 38 * median / top)}H{PAGE_DAYS * width}"/>'
+        f'<path class="rows DELIVERED" d="{path}"/></svg>'
+    )
+
+
+def status_page(
+    entries: Sequence[Entry], campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str
+) -> str:
+    """One self-contained HTML page from the ledger's entries of the last PAGE_DAYS, oldest first. Counts and names."""
+    grid = day_grid(entries, campaigns, hours, now)
+
+    def say(text: str) -> str:
+        return escape(translate(text, language))
+
+    def chip(mark: Mark, more: str = "") -> str:
+        return f'<li><b class="chip {mark.name}">{mark.sign} {say(mark.word)}{more}</b>'
+
+    def cell(mark: Mark, entry: Entry | None) -> str:
+        time = f"{datetime.fromisoformat(entry.changed):%H:%M}" if entry else ""
+        sent = f" {number(entry.rows, language)}" if entry and entry.state is State.DELIVERED else ""
+        word = say(mark.word)
+        below = time if mark is Mark.DELIVERED else "" if mark in (Mark.COMING, Mark.NOT_DUE) else word
+        small = f"<br><small>{below}</small>" if below else ""
+        return f'<td class="{mark.name}" title="{word} {time}"><b>{mark.sign}{sent}</b>{small}'
+
+    def problem(entry: Entry) -> str:
+        again = say("works again") if worked.get(entry.campaign, 0) > entry.id else ""
+        hint = f"<p>→ {say(entry.hint)}</p>" if entry.hint else ""
+        return (
+            f"{chip(mark_of(entry, now))} <b>{escape(entry.campaign) or say('the whole run')}</b> "
+            f'<small class="soft">{local_time(entry.changed, language)} {again}</small>'
+            f"<p>{say(entry.message or entry.pickup)}</p>{hint}"
+        )
+
+    worked = {entry.campaign: entry.id for entry in entries if entry.state in WORKED and not is_trouble(entry)}
+    trends: dict[str, dict[str, int]] = {name: {} for name in grid.cells}
+    for entry in entries:
+        if entry.state is State.DELIVERED and entry.campaign in trends:
+            trends[entry.campaign][entry.slot] = entry.rows
+    heads = "".join(f'<th scope="col">{slot[11:]}' for slot in grid.slots)
+    breaking = {name: escape(name).replace("_", "_<wbr>") for name in grid.cells}
+    lines = (f'<tr><th scope="row">{breaking[n]}{"".join(cell(*c) for c in row)}\n' for n, row in grid.cells.items())
+    cards = (f"<li><b>{escape(name)}</b>{sparkline(name, rows, now, language)}\n" for name, rows in trends.items())
+    problems = [problem(entry) for entry in entries if is_trouble(entry)][: -PROBLEMS_SHOWN - 1 : -1]
+    last, served, (last_run, overdue) = grid.last_success, grid.served if entries else None, headline(grid, language)
+    calendar = [sorted(hours.days), sorted(map(str, hours.holidays)), *(start.hour for start in hours.starts)]
+    facts = json.dumps([last and last.changed, served, translate(OVERDUE, language), *calendar, OVERDUE_MINUTES])
+    return f"""<!DOCTYPE html>
+<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8"><title>{say("Mailings")}</title>
+<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<style>{PAGE_STYLE}</style></head><body><header><h1>{say("Mailings")}</h1>
+<p id="run" class="{"FAILED" if overdue else "DELIVERED" if last else "COMING"}" data-facts="{escape(facts)}">
+{escape(last_run)}<span id="ago"></span><br>
+<span id="late">{escape(overdue)}</span></p></header><main>
+<h2>{say("Today")}, {now:%d/%m}</h2>
+<ul class="signs">{"".join(chip(mark, f" {count}") for mark, count in grid.tally.items())}</ul>
+<div class="box" tabindex="0" role="region" aria-label="{say("Today")}"><table>
+<thead><tr><th scope="col">{say("campaign")}{heads}</thead><tbody>{"".join(lines)}</tbody></table></div>
+<h2>{say("Contacts delivered in two weeks")}</h2><ul class="cards">{"".join(cards)}</ul>
+<h2>{say("Latest problems")}</h2>
+<ul class="problems">{"".join(problems) or "<li>" + say("none in two weeks")}</ul>
+</main><p class="soft">{say("Generated")} {local_time(now.isoformat(), language)} · {PROGRAM} {__version__}</p>
+<script>{PAGE_SCRIPT}</script></body></html>
+"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2982,7 +3221,6 @@ def print_status(grid: Mapping[str, Mapping[str, Entry]], console: Console) -> N
 
 ALERT_AGAIN = timedelta(hours=4)  # the same trouble is told when it begins, then this often, then when it is over
 TELL_TIMEOUT_S = 20
-PAGE_DAYS = 14
 
 
 def is_trouble(entry: Entry) -> bool:
@@ -3142,12 +3380,6 @@ def translate(text: str, language: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def status_page(
-    entries: Sequence[Entry], campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str
-) -> str:
-    return ""
-
-
 def parser() -> argparse.ArgumentParser:
     """The options, in the words of --help and README."""
     codes = "\n".join(f"  {code.value}  {code.meaning}" for code in ExitCode)
@@ -3185,7 +3417,7 @@ def parser() -> argparse.ArgumentParser:
 class LocalTimeFormatter(logging.Formatter):
     """Local time with its offset, and one line per fact."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002
         return datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
 
 
@@ -3254,12 +3486,15 @@ def look(arguments: argparse.Namespace, settings: Settings, campaigns: Sequence[
     """--status and --check."""
     console = make_console(arguments)
     if arguments.status:
-        grid = status_grid(settings, campaigns, clock)
+        path, now = settings.output / "ledger.sqlite3", clock.now()
+        entries: list[Entry] = []
+        if path.exists():
+            with contextlib.closing(Ledger(path, clock)) as ledger:
+                entries = ledger.entries("changed > ?", (now - timedelta(days=PAGE_DAYS)).isoformat())
+        grid = day_grid(entries, campaigns, settings.hours, now)
         if arguments.json:
-            print_json(
-                {name: {slot[-5:]: entry.state for slot, entry in cells.items()} for name, cells in grid.items()}
-            )
-        print_status(grid, console)
+            print_json(status_json(grid))
+        print_status(grid, console, settings.language)
         return ExitCode.OK
     findings = check(settings, choose(campaigns, arguments.only), clock)
     code = worst(findings)
