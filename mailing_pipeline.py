@@ -295,11 +295,14 @@ class RetryPolicy:
     max_s: float
 
 
+RETRY_BUDGET_S = 30  # time for an attempt, at the least
+
+
 def retry(action: Callable[[], T], policy: RetryPolicy, deadline: Deadline, who: str) -> T:
     """The result of action, tried again for as long as its PipelineError says that this is worth while.
 
-    Pauses double from first_s to max_s, with jitter. No attempt starts later than attempts * max_s after the first
-    failure, nor beyond the deadline. action must be safe to repeat. Raises the last error.
+    Pauses double from first_s to max_s, with jitter. No attempt starts later than attempts * max_s (or RETRY_BUDGET_S)
+    after the first failure, nor beyond the deadline. action must be safe to repeat. Raises the last error.
     """
     failures, first_failure_s = 0, 0.0
     while True:
@@ -312,7 +315,7 @@ def retry(action: Callable[[], T], policy: RetryPolicy, deadline: Deadline, who:
             first_failure_s = first_failure_s or now_s
             most = policy.attempts - 1 if error.retries is None else min(error.retries, policy.attempts - 1)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * deadline.clock.jitter()
-            budget_s = policy.attempts * policy.max_s - (now_s - first_failure_s)
+            budget_s = policy.attempts * max(policy.max_s, RETRY_BUDGET_S) - (now_s - first_failure_s)
             if error.fatal or failures > most or pause_s > min(budget_s, deadline.left_s()):
                 error.retries = NEVER  # the budget is spent, also for those who are handed this error afterwards
                 raise
@@ -780,9 +783,7 @@ def statement_faults(statements: Sequence[Statement]) -> list[str]:
     first = next((word for word in last.words if word != "("), "")
     writes = first in ("INSERT", "UPDATE", "DELETE", "MERGE")
     if not faults and first not in ("SELECT", "WITH", "VALUES", "TABLE") and not (writes and "RETURNING" in last.words):
-        faults.append(
-            f"line {last.line}: {first or 'this'}: the last statement must return the mailing's rows (SELECT …)"
-        )
+        faults.append(f"line {last.line}: {first or '('}: the last statement must return the mailing's rows (SELECT …)")
     return faults
 
 
@@ -1591,13 +1592,13 @@ def layout_objection(columns: Sequence[str], campaign: Campaign) -> tuple[str, s
         return "the query returns no columns", hint
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
-        return f"column {twice[0]} comes twice", hint
+        return masked(f"column {twice[0]} comes twice"), hint
     if campaign.columns is not None and tuple(columns) != campaign.columns:
         missing = [name for name in campaign.columns if name not in columns]
         extra = [name for name in columns if name not in campaign.columns]
         parts = [f"missing {', '.join(missing)}"] if missing else []
         parts += [f"not expected {', '.join(extra)}"] if extra else []
-        return f"the columns changed: {'; '.join(parts) or 'another order: ' + ', '.join(columns)}", hint
+        return masked(f"the columns changed: {'; '.join(parts) or 'another order: ' + ', '.join(columns)}"), hint
     absent = [name for name in (*campaign.phones, *campaign.unique) if name not in columns]
     if absent:
         return f"phones: or unique: names the column {absent[0]}, which the query does not return", hint
@@ -1687,7 +1688,7 @@ class DropFolders:
 
     def seen_fingerprint(self) -> str:
         """The host key that the server shows now, with its kind; no password is sent."""
-        with self._translated("connection"):
+        with self._translated("asking for the host key"):
             transport = self._dial()
             key = transport.get_remote_server_key()
             self.drop()
@@ -1843,9 +1844,9 @@ def load_key(settings: Settings) -> paramiko.PKey:
     """The private key of SFTP_KEY_FILE. Raises DeliveryError, fatal."""
     import paramiko
 
-    path = settings.local(settings.sftp_key_file)
+    path, passphrase = settings.local(settings.sftp_key_file), settings.sftp_key_passphrase.encode() or None
     try:
-        return paramiko.PKey.from_path(path, settings.sftp_key_passphrase or None)
+        return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
     except FileNotFoundError:
         message, hint = "not found", "correct SFTP_KEY_FILE"
     except OSError as error:
@@ -2171,7 +2172,7 @@ def print_report(report: Report, console: Console, language: str) -> None:
     table.add_column(say("remote path" if dry else "drop folder"), overflow="fold")
     for outcome in report.outcomes:
         numbers = [f"{outcome.rows:,}", f"{outcome.rejected:,}", *([str(outcome.columns)] if dry else [])]
-        numbers += [human_size(outcome.size_bytes), f"{outcome.seconds:.1f}"]
+        numbers = [say(number) for number in (*numbers, human_size(outcome.size_bytes), f"{outcome.seconds:.1f}")]
         path = str(PurePosixPath(outcome.folder) / outcome.file) if dry else outcome.folder
         verdict = f"[{VERDICT_STYLES.get(outcome.verdict, 'default')}]{say(outcome.verdict)}[/]"
         table.add_row(outcome.campaign, verdict, *numbers, path)
@@ -2389,7 +2390,7 @@ class Courier:
 
     def finish(self, error: PipelineError | None) -> None:
         """Give what is still pending its outcome, and remove temps that could not be removed before."""
-        for export in list(self._pending):
+        for export in [export for export in self._pending if export.campaign.name not in self.outcomes]:
             reason = export.error or self.drops.down or error or Stopped("the run was stopped")
             self._conclude(export, outcome_of_error(base_outcome(export), reason))
         for entry_id in list(self._temps):
@@ -2431,8 +2432,8 @@ class Courier:
             self._conclude(export, outcome)
 
     def _conclude(self, export: Export, outcome: Outcome) -> None:
-        """Note the outcome in report, ledger and log."""
-        self._pending.remove(export)
+        """Note the outcome in report, ledger and log; Ctrl+C may fall between any two lines."""
+        self.outcomes[outcome.campaign] = outcome
         states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
         state = states.get(outcome.verdict, State.FAILED)
         try:
@@ -2452,6 +2453,7 @@ class Courier:
         except LocalFault as error:
             log.error("%s: the ledger could not note it, the next run looks: %s", outcome.campaign, error.message)
         self.outcomes[outcome.campaign] = outcome
+        self._pending.remove(export)
         figures = f"{outcome.file}: {outcome.rows} contacts, {outcome.size_bytes} bytes" if outcome.size_bytes else ""
         told = " ".join(text for text in (figures, outcome.message, outcome.hint and f"({outcome.hint})") if text)
         level = logging.ERROR if outcome.exit_code else logging.INFO
@@ -2531,7 +2533,14 @@ class Courier:
         """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no DeliveryError leaves this method."""
         campaign, mailing, entry_id = export.campaign, export.whole_mailing, export.entry_id
         base = base_outcome(export)
-        self.ledger.update(entry_id, state=State.EXPORTED, size_bytes=mailing.size_bytes, sha256=mailing.sha256)
+        self.ledger.update(
+            entry_id,
+            state=State.EXPORTED,
+            rows=mailing.rows,
+            rejected=base.rejected,
+            size_bytes=mailing.size_bytes,
+            sha256=mailing.sha256,
+        )
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
@@ -2821,7 +2830,9 @@ def rehearse(
 def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
     """Delete local CSVs, which hold personal data, after RETENTION_DAYS; only files that this program wrote."""
     oldest = clock.now() - timedelta(days=settings.retention_days)
-    own = [settings.output / entry.file for entry in ledger.entries("changed < ?", oldest.isoformat())]
+    own = [
+        settings.output / entry.file for entry in ledger.entries("campaign <> '' AND changed < ?", oldest.isoformat())
+    ]
     stale = [path for path in (settings.output / "dry-run").glob("*.csv*") if path.stat().st_mtime < oldest.timestamp()]
     for path in own:
         rejected = path.with_name(rejected_name(path.name))
@@ -2863,7 +2874,9 @@ def check_query(database: Database, campaign: Campaign) -> str:
         if objection := layout_objection(columns, campaign):
             raise Held(*objection)
         session.run(f"EXPLAIN {campaign.select.text}", campaign.source, campaign.select.line)
-    return f"{len(columns)} columns" + ("" if campaign.columns else f", no 'columns:' line: {';'.join(columns)}")
+    return f"{len(columns)} columns" + (
+        "" if campaign.columns else f", no 'columns:' line: {masked(';'.join(columns))}"
+    )
 
 
 def check_folder(drops: DropFolders, folder: PurePosixPath, staging: PurePosixPath | None) -> str:
@@ -2911,8 +2924,10 @@ def check(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> li
 def print_findings(findings: Sequence[Finding], console: Console, language: str) -> None:
     """The --check list."""
     for line in findings:
-        console.print("[red]FAULT[/]" if line.exit_code else "[green]ok[/]   ", end=" ")
-        tell(console, f"{line.what}: {translate(line.message, language)}", translate(line.hint, language))
+        mark, style = ("FAULT", "red") if line.exit_code else ("ok", "green")
+        console.print(f"[{style}]{translate(mark, language):5}[/]", end=" ")
+        told = f"{translate(line.what, language)}: {translate(line.message, language)}"
+        tell(console, told, translate(line.hint, language))
 
 
 def worst(findings: Sequence[Finding]) -> ExitCode:
@@ -3053,7 +3068,7 @@ def short_number(value: float, language: str) -> str:
 
 def local_time(iso: str, language: str) -> str:
     """A time of the ledger, for a person."""
-    return datetime.fromisoformat(iso).strftime(translate("%Y-%m-%d %H:%M", language))
+    return translate(f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M}", language)
 
 
 def headline(grid: DayGrid, language: str) -> tuple[str, str]:
@@ -3352,26 +3367,398 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, tuple[str, str]]
 # Phrases: what an operator meets, in Portuguese
 # ---------------------------------------------------------------------------------------------------------------------
 
-PORTUGUESE: dict[str, str] = {}
+PORTUGUESE: dict[str, str] = {
+    # How things are put together; the general forms come last, since those with the most words of their own are tried first
+    "{}: {}": "{}: {}",
+    "    -> {}": "    -> {}",
+    "line {}": "linha {}",
+    "exit code {}: {}": "código de saída {}: {}",
+    "{} mon,tue,wed,thu,fri": "{} de segunda a sexta",
+    "{} mon,tue,wed,thu,fri,sat": "{} de segunda a sábado",
+    "{} mon,tue,wed,thu,fri,sat,sun": "{} todos os dias",
+    # How a run ended
+    "everything due was delivered, already delivered, or empty where empty is allowed": (
+        "tudo o que estava previsto foi entregue, já estava entregue ou veio vazio onde isso é permitido"
+    ),
+    "a bug (traceback in the log)": "um erro do programa (detalhes no log)",
+    "settings, queries or usage wrong": "configuração, consultas ou modo de uso com erro",
+    "another run is active": "outra execução está em andamento",
+    "some campaigns failed or were held": "algumas campanhas falharam ou foram retidas",
+    "database: nothing could be exported": "banco de dados: nada pôde ser exportado",
+    "SFTP: nothing could be delivered": "SFTP: nada pôde ser entregue",
+    "manual run outside the hours": "execução manual fora do horário",
+    # Time
+    "the run was stopped": "a execução foi interrompida",
+    "the run is over": "a execução terminou",
+    "stopped by the operator": "execução interrompida pelo operador",
+    "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
+    "the next run starts afresh; nothing old is sent": "a próxima execução começa do zero; nada antigo é enviado",
+    "the run's deadline of {} minutes has passed": "o prazo de {} minutos da execução se esgotou",
+    "the run's deadline has passed": "o prazo da execução se esgotou",
+    "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
+        "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
+    ),
+    "see in the log what took so long; the next run queries anew": (
+        "veja no log o que demorou tanto; a próxima execução consulta de novo"
+    ),
+    "{} is outside the campaign's hours {}": "{} está fora do horário da campanha: {}",
+    "{} is outside the operating hours {}": "{} está fora do horário de funcionamento: {}",
+    "nothing to do: it is not sent late": "nada a fazer: o mailing não é enviado com atraso",
+    "wait, or use --ignore-hours if you really want to start calls now": (
+        "espere, ou use --ignore-hours se quiser mesmo iniciar as chamadas agora"
+    ),
+    # Settings
+    "must be a whole number from {} to {}": "deve ser um número inteiro de {} a {}",
+    "must be one of: {}": "deve ser um destes valores: {}",
+    r"must be one character such as ; or , or | or \t": r"deve ser um caractere como ; ou , ou | ou \t",
+    "must be days such as mon-sat or mon,wed,fri": "deve ter dias como mon-sat ou mon,wed,fri (em inglês)",
+    "must name its days from Monday to Sunday, such as mon-sat": (
+        "deve citar os dias na ordem de segunda a domingo, como mon-sat (em inglês)"
+    ),
+    "must be hours such as 08:00-20:00": "deve ser um horário como 08:00-20:00",
+    "must begin before it ends, such as 08:00-20:00": "deve começar antes de terminar, como 08:00-20:00",
+    "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
+    "must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash": (
+        "deve ser um caminho com / como /entrada/cobranca_30d, sem .. e sem barra invertida"
+    ),
+    "must give a legal file name, such as {} (no {}, at most 200 characters)": (
+        "deve resultar em um nome de arquivo válido, como {} (sem {}, no máximo 200 caracteres)"
+    ),
+    "gives {}, which Windows takes for a device; put mailing_ before it": (
+        "resulta em {}, que o Windows toma por um dispositivo; ponha mailing_ na frente"
+    ),
+    "must hold {campaign} or the hour (%H), so that two mailings do not share a name": (
+        "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
+    ),
+    "is not the path you wrote: quotes change a backslash; write it without quotes, or with /": (
+        "não é o caminho que você escreveu: aspas alteram a barra invertida; escreva sem aspas, ou com /"
+    ),
+    "must look like SHA256: and 43 characters; --check prints the one it sees": (
+        "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
+    ),
+    "unknown setting": "configuração desconhecida",
+    "{}; did you mean {}?": "{}; você quis dizer {}?",
+    "{}: missing": "{}: não definido",
+    "{}: missing; run with --check to see the server's fingerprint": (
+        "{}: não definido; execute com --check para ver a impressão digital do servidor"
+    ),
+    "set one of the two": "defina um dos dois",
+    "set twice": "definido duas vezes",
+    "not UTF-8; save the file as UTF-8 in the editor": "não está em UTF-8; salve o arquivo como UTF-8 no editor",
+    "not of the form KEY=value": "não está na forma CHAVE=valor",
+    "what follows ' #' is a comment; put the value between single quotes": (
+        "o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    ),
+    "not found; copy config.env.example to config.env and fill it in": (
+        "não encontrado; copie config.env.example para config.env e preencha"
+    ),
+    "cannot be read: {}": "não pode ser lido: {}",
+    "{}: cannot be written: {}; make LOG_DIR writable": (
+        "{}: não é possível gravar: {}; permita a gravação em LOG_DIR"
+    ),
+    # Query files
+    "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
+    "must be column names separated by ; or ,": "deve ter nomes de colunas separados por ; ou ,",
+    "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
+    "this comment does not end": "este comentário não termina",
+    "this quote does not end": "estas aspas não se fecham",
+    "psql's backslash commands are not SQL; remove it": ("os comandos do psql com barra invertida não são SQL; remova"),
+    "no SQL statement; the last statement must be the SELECT of the mailing": (
+        "nenhum comando SQL; o último comando deve ser o SELECT do mailing"
+    ),
+    "remove it; the program opens and ends the transaction itself": (
+        "remova; o próprio programa abre e encerra a transação"
+    ),
+    "remove it and leave the SELECT; the program copies the result itself": (
+        "remova e deixe o SELECT; o próprio programa copia o resultado"
+    ),
+    "the last statement must return the mailing's rows (SELECT …)": (
+        "o último comando deve retornar as linhas do mailing (SELECT …)"
+    ),
+    "must stand above the first SQL line, or it has no effect": (
+        "deve ficar acima da primeira linha de SQL, ou não tem efeito"
+    ),
+    "{}: unknown; did you mean {}?": "{}: chave desconhecida; você quis dizer {}?",
+    "given twice": "aparece duas vezes",
+    "has no value": "está sem valor",
+    "the campaign's name '{}' {}; rename the file or add '-- campaign: name'": (
+        "o nome da campanha '{}' {}; renomeie o arquivo ou acrescente '-- campaign: nome'"
+    ),
+    "its file name {}": "o nome do arquivo {}",
+    "{} is not one of columns:": "{} não está em columns:",
+    "the name {} is used by {} too; each needs its own": ("o nome {} já é usado por {}; cada campanha precisa do seu"),
+    "the folder {} is used by {} too; each needs its own": (
+        "a pasta {} já é usada por {}; cada campanha precisa da sua"
+    ),
+    "no .sql file; put one query per campaign there (QUERIES_DIR)": (
+        "nenhum arquivo .sql; ponha aqui uma consulta por campanha (QUERIES_DIR)"
+    ),
+    "--only {}: no such campaign; known: {}": "--only {}: campanha inexistente; as conhecidas são: {}",
+    # Database
+    "database: {}": "banco de dados: {}",
+    "the connection to the database was lost": "a conexão com o banco de dados foi perdida",
+    "the database fell silent": "o banco de dados parou de responder",
+    "the shared snapshot was lost with its connection; a new one is taken": (
+        "o snapshot comum se perdeu com a conexão; um novo é criado"
+    ),
+    "ask the database administrator": "fale com o administrador do banco de dados",
+    "it is tried again by itself; if it stays so, ask the database administrator": (
+        "a tentativa se repete sozinha; se continuar assim, fale com o administrador do banco de dados"
+    ),
+    "check PGUSER and PGPASSWORD (or .pgpass)": "confira PGUSER e PGPASSWORD (ou .pgpass)",
+    "check PGDATABASE": "confira PGDATABASE",
+    "check PGUSER": "confira PGUSER",
+    "ask the database administrator to let this PC in (pg_hba.conf)": (
+        "peça ao administrador do banco de dados que autorize este PC (pg_hba.conf)"
+    ),
+    "check the PG… settings in config.env": "confira as configurações PG… em config.env",
+    "check PGHOST, PGPORT and the network; is PostgreSQL running?": (
+        "confira PGHOST, PGPORT e a rede; o PostgreSQL está no ar?"
+    ),
+    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "another session locks a table of this query; ask who changes it at this hour": (
+        "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
+    ),
+    "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
+        "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
+    ),
+    "the query writes; if it must (temp tables), add '-- read_only: no'": (
+        "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- read_only: no'"
+    ),
+    "ask for SELECT on that table for this PGUSER": "peça permissão de SELECT nessa tabela para este PGUSER",
+    "correct the query; --check tries it without sending": "corrija a consulta; --check a testa sem enviar nada",
+    "a value does not fit; run the query in an SQL tool (values are not logged)": (
+        "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda valores)"
+    ),
+    "run the query in an SQL tool to see more; ask the database administrator": (
+        "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do banco de dados"
+    ),
+    "check the network, and whether PostgreSQL was restarted": ("confira a rede, e se o PostgreSQL foi reiniciado"),
+    "the server neither answers nor ends the query; ask the database administrator": (
+        "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
+    ),
+    "free space on this PC's disk, and close programs that hold the file open": (
+        "libere espaço no disco deste PC, e feche os programas que mantêm o arquivo aberto"
+    ),
+    "internal error ({})": "erro interno ({})",
+    "send the log of today to the developer": "envie o log de hoje ao desenvolvedor",
+    # Guards
+    "check the query and the data; if the number is right, change the guard in the query file": (
+        "confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo da consulta"
+    ),
+    "correct the query's column names, or its 'columns:' line if the dialer's layout really changed": (
+        "corrija os nomes das colunas na consulta, ou a linha 'columns:' se o layout do discador mudou mesmo"
+    ),
+    "the query returns no columns": "a consulta não retorna nenhuma coluna",
+    "column {} comes twice": "a coluna {} aparece duas vezes",
+    "the columns changed: {}": "as colunas mudaram: {}",
+    "missing {}": "falta {}",
+    "not expected {}": "não prevista: {}",
+    "missing {}; not expected {}": "falta {}; não prevista: {}",
+    "another order: {}": "outra ordem: {}",
+    "phones: or unique: names the column {}, which the query does not return": (
+        "phones: ou unique: cita a coluna {}, que a consulta não retorna"
+    ),
+    "{} contacts, fewer than min_rows {}": "{} contatos, menos que min_rows {}",
+    "{} contacts, more than max_rows {}": "{} contatos, mais que max_rows {}",
+    "more than max_rows {} contacts": "mais que max_rows {} contatos",
+    "{} contacts, {} below the usual {} (max_drop {}%)": "{} contatos, {} abaixo dos {} habituais (max_drop {}%)",
+    # SFTP
+    "check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?": (
+        "confira SFTP_HOST, SFTP_PORT e a rede; o servidor SFTP está no ar?"
+    ),
+    "see whether the server's disk is full or its quota used up": (
+        "veja se o disco do servidor está cheio ou a cota esgotada"
+    ),
+    "the server offers only outdated algorithms (SHA-1); its administrator must update it": (
+        "o servidor só oferece algoritmos ultrapassados (SHA-1); o administrador precisa atualizá-lo"
+    ),
+    "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE": "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE",
+    "create the folder on the server, or correct '-- folder:'": "crie a pasta no servidor, ou corrija '-- folder:'",
+    "ask the server's administrator for write access to the folder": (
+        "peça ao administrador do servidor permissão de gravação na pasta"
+    ),
+    "the server lacks this operation": "o servidor não oferece esta operação",
+    "asking for the host key": "leitura da chave do servidor",
+    "looking for {}": "busca por {}",
+    "drop folder {}": "pasta de entrega {}",
+    "creating {}": "criação de {}",
+    "writing {}": "gravação de {}",
+    "reading {} back": "releitura de {} no servidor",
+    "renaming {} to {}": "troca do nome de {} para {}",
+    "removing {}": "remoção de {}",
+    "is not a folder": "não é uma pasta",
+    "correct '-- folder:' in the query file": "corrija '-- folder:' no arquivo da consulta",
+    "{} bytes sent, {} arrived": "{} bytes enviados, {} recebidos",
+    "{} of {} bytes sent": "{} de {} bytes enviados",
+    "what arrived is not what was sent (SHA-256)": "o que chegou não é o que foi enviado (SHA-256)",
+    "SFTP: {} shows another host key than SFTP_HOST_KEY: {} ({})": (
+        "SFTP: {} apresenta uma chave diferente de SFTP_HOST_KEY: {} ({})"
+    ),
+    "do not go on: ask the server's administrator whether the key was changed; no password was sent": (
+        "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma senha foi enviada"
+    ),
+    "not found": "não encontrado",
+    "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
+    "let this user read the file": "permita que este usuário leia o arquivo",
+    "the passphrase does not open it": "a senha da chave não a abre",
+    "is no private key that paramiko knows": "não é uma chave privada que o paramiko conheça",
+    "check SFTP_KEY_PASSPHRASE": "confira SFTP_KEY_PASSPHRASE",
+    "make one with: ssh-keygen -t ed25519": "crie uma com: ssh-keygen -t ed25519",
+    # Ledger and lock
+    (
+        "{}: the ledger is gone, but {} holds mailings ({} …): what this slot has delivered is unknown. Restore the file; "
+        "or, to begin a new one, move those CSVs elsewhere"
+    ): (
+        "{}: o registro de entregas sumiu, mas {} contém mailings ({} …): não se sabe o que este horário já entregou. "
+        "Restaure o arquivo; ou, para começar um novo, mova esses CSVs para outro lugar"
+    ),
+    (
+        "{}: the ledger cannot be used ({}); nothing was sent. Free the disk, make the file writable and close other "
+        "programs that hold it; if it is damaged, restore it or move it away with the CSVs beside it"
+    ): (
+        "{}: o registro de entregas não pode ser usado ({}); nada foi enviado. Libere espaço no disco, permita a "
+        "gravação do arquivo e feche outros programas que o usem; se estiver danificado, restaure-o ou mova-o dali com "
+        "os CSVs ao lado dele"
+    ),
+    "free the disk, and close other programs that hold the ledger": (
+        "libere espaço no disco, e feche outros programas que usem o registro de entregas"
+    ),
+    "the lock cannot be used: {}; make OUTPUT_DIR writable": (
+        "a trava não pode ser usada: {}; permita a gravação em OUTPUT_DIR"
+    ),
+    "another run is active: {}": "outra execução está em andamento: {}",
+    "another run": "outra execução",
+    "process {}, started {}": "processo {}, iniciado em {}",
+    "{} by hand": "{} manualmente",
+    "{} by the Task Scheduler": "{} pelo Agendador de Tarefas",
+    "wait until it has ended; it delivers by itself": "espere até ela terminar; ela faz a entrega sozinha",
+    # Delivery
+    "the run was interrupted before publishing": "a execução foi interrompida antes da publicação",
+    "not published: {}": "não publicado: {}",
+    "its campaign is gone": "a campanha não existe mais",
+    "its slot {} is over": "o horário dele, {}, já passou",
+    "the rename never happened": "a troca do nome não aconteceu",
+    "runs {}": "horário da campanha: {}",
+    "somebody else puts files there, or the dialer does not take them; nothing was overwritten": (
+        "alguém mais põe arquivos lá, ou o discador não os coleta; nada foi sobrescrito"
+    ),
+    "{} is already there": "{} já está lá",
+    "the next run looks whether the dialer got it, and never sends it twice": (
+        "a próxima execução verifica se o discador o recebeu, e nunca o envia duas vezes"
+    ),
+    "{} characters are not in {} and became '?'": "{} caracteres não existem em {} e viraram '?'",
+    "the dialer has not taken the previous mailing {}": "o discador ainda não coletou o mailing anterior {}",
+    "picked up at {}": "coletado às {}",
+    "not picked up within {} s": "não coletado em {} s",
+    "not known whether it was picked up: {}": "não se sabe se foi coletado: {}",
+    "refused by the dialer": "recusado pelo discador",
+    "see in the dialer why; the file is complete, and is not sent again": (
+        "veja o motivo no discador; o arquivo está completo e não é enviado de novo"
+    ),
+    "not at this hour: {}": "não neste horário: {}",
+    # Results and progress
+    "Slot {}": "Horário {}",
+    "campaign": "campanha",
+    "result": "resultado",
+    "contacts": "contatos",
+    "rejected": "rejeitados",
+    "columns": "colunas",
+    "size": "tamanho",
+    "seconds": "segundos",
+    "remote path": "caminho remoto",
+    "drop folder": "pasta de entrega",
+    "waiting": "aguardando",
+    "reading, {} contacts": "lendo, {} contatos",
+    "sending {} of {}, {}/s": "enviando {} de {}, {}/s",
+    "ready": "pronto",
+    # --check
+    "ok": "ok",
+    "FAULT": "FALHA",
+    "settings and queries": "configuração e consultas",
+    "{} campaigns": "{} campanhas",
+    "ledger": "registro de entregas",
+    "database login": "login no banco de dados",
+    "query {}": "consulta {}",
+    "{} columns": "{} colunas",
+    "{} columns, no 'columns:' line: {}": "{} colunas, sem a linha 'columns:': {}",
+    "SFTP host key": "chave do servidor SFTP",
+    "the server shows {}": "o servidor apresenta {}",
+    "if the server's administrator confirms it, set SFTP_HOST_KEY={}": (
+        "se o administrador do servidor a confirmar, defina SFTP_HOST_KEY={}"
+    ),
+    "SFTP login": "login no SFTP",
+    "folder {}": "pasta {}",
+    "exists, can write, can rename": "existe, permite gravar e renomear",
+    # What became of a campaign
+    "delivered": "entregue",
+    "already delivered": "já entregue",
+    "would be sent": "seria enviado",
+    "empty": "vazio",
+    "held": "retido",
+    "failed": "falhou",
+    "not taken": "não coletado",
+    "unknown": "em dúvida",
+    "running": "em andamento",
+    "missed": "perdido",
+    "still to come": "a seguir",
+    "not due": "não previsto",
+    "delivered: {}": "entregue: {}",
+    "held: {}": "retido: {}",
+    "failed: {}": "falhou: {}",
+    "unknown: {}": "em dúvida: {}",
+    # The page and --status
+    "No successful run yet": "Nenhuma execução com êxito até agora",
+    "Last successful run: {}": "Última execução com êxito: {}",
+    "The slot {} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now": (
+        "O horário {} está atrasado: nada foi entregue. Dê dois cliques em run_pipeline.bat para executar agora"
+    ),
+    "Mailings": "Mailings",
+    "Today": "Hoje",
+    "Contacts delivered in two weeks": "Contatos entregues em duas semanas",
+    "latest {}, median {}": "último {}, mediana {}",
+    "nothing delivered in two weeks": "nada entregue em duas semanas",
+    "Latest problems": "Últimos problemas",
+    "none in two weeks": "nenhum em duas semanas",
+    "the whole run": "a execução inteira",
+    "works again": "já normalizado",
+    "Generated": "Gerado em",
+    # Alerts
+    "mailings need a person": "os mailings precisam de atenção",
+    "mailings work again": "os mailings voltaram ao normal",
+    "the program works again": "o programa voltou ao normal",
+    "no run in the slots {}": "nenhuma execução nos horários {}",
+    "the next hourly run tries again by itself; nothing is ever sent twice": (
+        "a próxima execução tenta de novo sozinha; nada é enviado duas vezes"
+    ),
+}
 
 
 @functools.cache
 def phrase_patterns() -> list[tuple[re.Pattern[str], str]]:
     """PORTUGUESE as patterns; the templates with the most words of their own first."""
     ordered = sorted(PORTUGUESE, key=lambda english: -len(english.replace("{}", "")))
-    return [
-        (re.compile("(.*)".join(re.escape(part) for part in english.split("{}")), re.DOTALL), PORTUGUESE[english])
-        for english in ordered
-    ]
+    patterns = (re.compile("(.*?)".join(map(re.escape, english.split("{}")))) for english in ordered)
+    return [(pattern, PORTUGUESE[english]) for pattern, english in zip(patterns, ordered, strict=True)]
 
 
 def translate(text: str, language: str) -> str:
-    """text as an operator reads it: its phrase in PORTUGUESE, where {} stands for what the text has there."""
-    if language != "pt" or not text:
+    """text as an operator reads it, line by line: its phrase in PORTUGUESE, where {} stands for what the text has there.
+
+    What stands there is translated too, unless it is one word: then it is a name. Numbers and times become local.
+    """
+    if language != "pt":
         return text
+    if "\n" in text:
+        return "\n".join(translate(line, language) for line in text.split("\n"))
+    if re.fullmatch(r"\d{1,3}(,\d{3})+|\d+\.\d( [KMG]B)?", text):
+        return text.translate(str.maketrans(",.", ".,"))
+    if found := re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)( [\d:]+)?", text):
+        return f"{found[3]}/{found[2]}/{found[1]}{found[4] or ''}"
     for pattern, portuguese in phrase_patterns():
         if found := pattern.fullmatch(text):
-            return portuguese.format(*(translate(part, language) for part in found.groups()))
+            parts = (part if part.isidentifier() else translate(part, language) for part in found.groups())
+            return portuguese.format(*parts)
     return text
 
 
@@ -3427,13 +3814,17 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(LocalTimeFormatter("%(asctime)s %(levelname)s %(message)s"))
+        started = log.makeRecord(PROGRAM, logging.INFO, "", 0, f"{PROGRAM} {__version__} started", (), None)
+        if file.stream:  # a full disk shows here; logging itself would swallow it
+            file.stream.write(file.format(started) + "\n")
+            file.stream.flush()
     except OSError as error:
         raise SettingsFault(f"{path}: cannot be written: {error.strerror}; make LOG_DIR writable") from None
     handlers: list[logging.Handler] = [file]
     if console and sys.stderr:
         handlers.append(logging.StreamHandler(sys.stderr))
-    for handler in handlers:
-        handler.setFormatter(LocalTimeFormatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[1].setFormatter(file.formatter)
     log.handlers, log.propagate = handlers, False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
@@ -3452,6 +3843,20 @@ def make_console(arguments: argparse.Namespace) -> Console:
     if arguments.scheduled or not stream.isatty():
         return Console(file=stream, force_terminal=False, no_color=True, width=120)
     return Console(file=stream)
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing of what was done."""
+    with contextlib.suppress(OSError, ValueError):
+        yield
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream:
+                stream.flush()
+        except (OSError, ValueError):
+            log.warning("not everything could be shown: standard output cannot be written")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # or Python itself would end with 120
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -3492,19 +3897,21 @@ def look(arguments: argparse.Namespace, settings: Settings, campaigns: Sequence[
             with contextlib.closing(Ledger(path, clock)) as ledger:
                 entries = ledger.entries("changed > ?", (now - timedelta(days=PAGE_DAYS)).isoformat())
         grid = day_grid(entries, campaigns, settings.hours, now)
-        if arguments.json:
-            print_json(status_json(grid))
-        print_status(grid, console, settings.language)
+        with showing():
+            if arguments.json:
+                print_json(status_json(grid))
+            print_status(grid, console, settings.language)
         return ExitCode.OK
     findings = check(settings, choose(campaigns, arguments.only), clock)
     code = worst(findings)
-    if arguments.json:
-        lines = [
-            {"what": line.what, "ok": not line.exit_code, "message": line.message, "hint": line.hint}
-            for line in findings
-        ]
-        print_json({"exit_code": code.value, "meaning": code.meaning, "checks": lines})
-    print_findings(findings, console, settings.language)
+    with showing():
+        if arguments.json:
+            lines = [
+                {"what": line.what, "ok": not line.exit_code, "message": line.message, "hint": line.hint}
+                for line in findings
+            ]
+            print_json({"exit_code": code.value, "meaning": code.meaning, "checks": lines})
+        print_findings(findings, console, settings.language)
     return code
 
 
@@ -3520,16 +3927,16 @@ def deliver(arguments: argparse.Namespace, settings: Settings, campaigns: Sequen
     if not inside:
         message = f"{clock.now():%H:%M} is outside the operating hours {settings.hours}"
         raise OutsideHours(message, "wait, or use --ignore-hours if you really want to start calls now")
-    log.info("%s %s started%s", PROGRAM, __version__, " (dry run)" if options.dry_run else "")
     console = make_console(arguments)
     report = (rehearse if options.dry_run else run)(settings, campaigns, options, clock, console)
     code = report.exit_code
     log.info("slot %s: %s in %.1f s; exit code %d: %s", report.slot, report.totals, report.seconds, code, code.meaning)
     if not options.dry_run:
         aftermath(settings, campaigns, report, clock)
-    if arguments.json:
-        print_json(report.as_json())
-    print_report(report, console, settings.language)
+    with showing():
+        if arguments.json:
+            print_json(report.as_json())
+        print_report(report, console, settings.language)
     return code
 
 
@@ -3549,16 +3956,21 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock)
         if not arguments.status:
             open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
         return (look if looks else deliver)(arguments, settings, campaigns, clock)
-    except PipelineError as fault:
-        settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
-        by_hand = isinstance(fault, (Busy, OutsideHours)) and not arguments.scheduled
-        if settings and not (looks or arguments.dry_run or by_hand):
-            if not log.handlers:
-                with contextlib.suppress(SettingsFault):
-                    open_log(settings, clock, console=False)
-            aftermath(settings, campaigns, fault, clock)
-        fault.language = settings.language if settings else "en"
-        raise
+    except PipelineError as found:
+        fault = found
+    except KeyboardInterrupt:
+        fault = Stopped("stopped by the operator")
+    except Exception as found:
+        fault = bug(found)
+    settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
+    by_hand = isinstance(fault, (Busy, OutsideHours)) and not arguments.scheduled
+    if settings and not (looks or arguments.dry_run or by_hand):
+        if not log.handlers:
+            with contextlib.suppress(SettingsFault):
+                open_log(settings, clock, console=False)
+        aftermath(settings, campaigns, fault, clock)
+    fault.language = settings.language if settings else "en"
+    raise fault
 
 
 def main(
@@ -3570,22 +3982,19 @@ def main(
         return act(arguments, os.environ if environ is None else environ, clock or Clock())
     except PipelineError as error:
         fault = error
-    except KeyboardInterrupt:
-        fault = Stopped("stopped by the operator")
-    except Exception as error:
-        fault = bug(error)
     code = fault.exit_code
     lines = [*fault.message.splitlines(), *([f"    -> {fault.hint}"] if fault.hint else [])]
     lines.append(f"exit code {code.value}: {code.meaning}")
     if log.handlers:
         for line in lines:
             log.error(line)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="replace")
-    if sys.stderr and not any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers):
-        print("\n".join(translate(line, fault.language) for line in lines), file=sys.stderr)
-    if arguments.json:
-        print_json({"exit_code": code.value, "meaning": code.meaning, "error": fault.message, "hint": fault.hint})
+    with showing():
+        if isinstance(sys.stderr, io.TextIOWrapper):
+            sys.stderr.reconfigure(errors="replace")
+        if sys.stderr and not any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers):
+            print("\n".join(translate(line, fault.language) for line in lines), file=sys.stderr)
+        if arguments.json:
+            print_json({"exit_code": code.value, "meaning": code.meaning, "error": fault.message, "hint": fault.hint})
     return code
 
 
