@@ -208,7 +208,7 @@ class Clock:
         return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Sleep for timeout_s seconds, or until event is set; whether it is. On Windows Ctrl+C ends no wait: short ones."""
+        """Sleep for timeout_s, or until event is set; whether it is. In short waits: on Windows Ctrl+C ends none."""
         until_s = self.steady_s() + timeout_s
         while not event.wait(min(0.5, max(0.0, until_s - self.steady_s()))):
             if self.steady_s() >= until_s:
@@ -622,7 +622,7 @@ class CsvFormat:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement of a file: its text, the line it starts on, its words outside quotes and comments, in capitals."""
+    """One SQL statement of a file: its text, its first line, its words outside quotes and comments, in capitals."""
 
     text: str
     line: int
@@ -967,7 +967,7 @@ SQLSTATE_RULES = (
     Rule(r"", NEVER, "run the query in an SQL tool to see more; " + ASK_ADMINISTRATOR),
 )
 
-# Messages of these classes name tables, columns, limits and servers. Others may quote a row, so only their name is told.
+# Messages of these classes name tables, columns, limits and servers. Others may quote a row: only their name is told.
 TELLING_CLASSES = ("08", "0A", "25", "28", "3D", "40", "42", "53", "54", "55", "57")
 
 
@@ -1670,7 +1670,7 @@ def sftp_error(error: Exception, doing: str) -> tuple[DeliveryError, bool]:
 
 
 class DropFolders:
-    """The SFTP server's folders over one session, which is dialled by its first use and again after a broken connection.
+    """The SFTP server's folders over one session, dialled by its first use and again after a broken connection.
 
     Knows nothing of retrying: every method raises DeliveryError, classified.
     """
@@ -1715,14 +1715,14 @@ class DropFolders:
         self.drop()
 
     def check_folder(self, folder: PurePosixPath) -> None:
-        """Raise DeliveryError unless folder is a directory. It is never created: a typing error would be fed for ever."""
+        """Raise DeliveryError unless folder is a directory. Never created: a misspelt one would be fed for ever."""
         with self._session(f"drop folder {folder}") as client:
             mode = client.stat(str(folder)).st_mode
         if mode is not None and mode & 0o170000 != 0o040000:
             raise DeliveryError(f"drop folder {folder}: is not a folder", "correct '-- folder:' in the query file")
 
     def send(self, temp: PurePosixPath, chunks: Iterable[bytes | None]) -> int:
-        """Write chunks into a new file; the bytes that arrived. Raises DeliveryError, also for a write that was refused.
+        """Write chunks into a new file; the bytes that arrived. Raises DeliveryError, also if a write was refused.
 
         paramiko reads the replies of pipelined writes only when a later write is not pipelined: so the last bytes go
         like that, and raise for all before them. The same before a None among the chunks, which announces that others
@@ -1962,8 +1962,9 @@ class Ledger:
             sound = str(error)
         if sound != "ok":
             raise SettingsFault(
-                f"{path}: the ledger cannot be used ({sound}); nothing was sent. Free the disk, make the file writable and "
-                "close other programs that hold it; if it is damaged, restore it or move it away with the CSVs beside it"
+                f"{path}: the ledger cannot be used ({sound}); nothing was sent. Free the disk, make the file writable "
+                "and close other programs that hold it; if it is damaged, restore it or move it "
+                "away with the CSVs beside it"
             )
 
     def close(self) -> None:
@@ -2026,7 +2027,7 @@ def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None
         holder, told = "another run", False
         while True:
             try:
-                # Readers may look while the second BEGIN IMMEDIATE holds the lock: so the holder's name is committed first.
+                # Readers may look while the second BEGIN IMMEDIATE holds the lock, so the name is committed first.
                 db.execute("BEGIN IMMEDIATE")
                 db.execute("CREATE TABLE IF NOT EXISTS holder (who TEXT)")
                 db.execute("DELETE FROM holder")
@@ -2530,7 +2531,7 @@ class Courier:
             raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK, retries=TWICE_MORE)
 
     def _publish(self, export: Export, temp: PurePosixPath, note: str) -> Outcome:
-        """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no DeliveryError leaves this method."""
+        """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no DeliveryError leaves this."""
         campaign, mailing, entry_id = export.campaign, export.whole_mailing, export.entry_id
         base = base_outcome(export)
         self.ledger.update(
@@ -3368,7 +3369,7 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, tuple[str, str]]
 # ---------------------------------------------------------------------------------------------------------------------
 
 PORTUGUESE: dict[str, str] = {
-    # How things are put together; the general forms come last, since those with the most words of their own are tried first
+    # How things are put together; the more words of its own a form has, the earlier it is tried
     "{}: {}": "{}: {}",
     "    -> {}": "    -> {}",
     "line {}": "linha {}",
@@ -3607,8 +3608,8 @@ PORTUGUESE: dict[str, str] = {
     "make one with: ssh-keygen -t ed25519": "crie uma com: ssh-keygen -t ed25519",
     # Ledger and lock
     (
-        "{}: the ledger is gone, but {} holds mailings ({} …): what this slot has delivered is unknown. Restore the file; "
-        "or, to begin a new one, move those CSVs elsewhere"
+        "{}: the ledger is gone, but {} holds mailings ({} …): what this slot has delivered is unknown. "
+        "Restore the file; or, to begin a new one, move those CSVs elsewhere"
     ): (
         "{}: o registro de entregas sumiu, mas {} contém mailings ({} …): não se sabe o que este horário já entregou. "
         "Restaure o arquivo; ou, para começar um novo, mova esses CSVs para outro lugar"
@@ -3743,7 +3744,7 @@ def phrase_patterns() -> list[tuple[re.Pattern[str], str]]:
 
 
 def translate(text: str, language: str) -> str:
-    """text as an operator reads it, line by line: its phrase in PORTUGUESE, where {} stands for what the text has there.
+    """text as an operator reads it, line by line: its phrase in PORTUGUESE, whose {} stand for what the text has there.
 
     What stands there is translated too, unless it is one word: then it is a name. Numbers and times become local.
     """
