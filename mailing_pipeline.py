@@ -1852,7 +1852,7 @@ def load_key(settings: Settings) -> paramiko.PKey:
     except OSError as error:
         message, hint = f"cannot be read: {error.strerror}", "let this user read the file"
     except (paramiko.SSHException, ValueError, TypeError) as error:  # what cryptography says of a passphrase varies
-        encrypted = "pass" in str(error).lower()
+        encrypted = (passphrase or "pass" in str(error).lower()) and b"PRIVATE KEY" in path.read_bytes()
         message = "the passphrase does not open it" if encrypted else "is no private key that paramiko knows"
         hint = "check SFTP_KEY_PASSPHRASE" if encrypted else "make one with: ssh-keygen -t ed25519"
     raise DeliveryError(f"SFTP_KEY_FILE: {path}: {message}", hint, fatal=True)
