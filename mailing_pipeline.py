@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import paramiko
     import psycopg
+    import pyarrow as pa
     from psycopg.pq.abc import PGresult
     from rich.console import Console
 
@@ -1215,36 +1216,33 @@ class Database:
 
 CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"  # C0, DEL, C1, U+2028, U+2029 in UTF-8
 CONTROLS_INSIDE = re.compile(rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES))
-
-
-def plain_text(block: bytes) -> bytes:
-    r"""COPY text without its escapes: line breaks and control characters inside a cell become one space.
-
-    Tabs still part cells and line feeds rows, as COPY writes those inside a cell as \t and \n; NULL stays \N, and a
-    backslash of the data becomes NUL, which never occurs in PostgreSQL's text (manual, COPY, Text Format).
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if block.count(b"\\") != block.count(b"\\N"):
-        block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
-    # RE2 sees in one pass, outside the interpreter lock, whether the slower substitution has anything to do.
-    if pc.match_substring_regex(pa.array([block], pa.binary()), CONTROL_BYTES)[0].as_py():
-        block = CONTROLS_INSIDE.sub(b" ", block)
-    return block
+# What tidying is for: those, a blank beside a tab or line feed, and any of Unicode's other blanks, wherever they are.
+UNTIDY = rb"(?:^|[\t\n]) | (?:[\t\n]|$)|%s|\xc2\xa0|\xe2\x80|\xe2\x81\x9f|\xe3\x80\x80|\xe1\x9a\x80" % CONTROL_BYTES
 
 
 def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
-    """A block of COPY text as a DataFrame of strings, one column per name; no value is interpreted, NULL is missing."""
+    r"""A block of COPY text as a DataFrame of strings, one column per name; no value is interpreted, NULL is missing.
+
+    Cells are stripped; line breaks and control characters inside a cell become one space. COPY writes a tab, a line
+    feed or a backslash of the data as \t, \n and \\, so that tabs part cells and line feeds rows, and NULL as \N
+    (PostgreSQL manual, COPY, Text Format).
+    """
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import csv
 
-    text = plain_text(block)
+    if block.count(b"\\") != block.count(b"\\N"):
+        # A backslash of the data becomes NUL for now, which never occurs in PostgreSQL's text.
+        block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
+    # RE2 looks once, outside the interpreter lock, in a quarter of the time that tidying every cell takes.
+    untidy = pc.match_substring_regex(pa.array([block], pa.binary()), UNTIDY)[0].as_py()
+    if untidy:
+        block = CONTROLS_INSIDE.sub(b" ", block)
     numbered = [str(index) for index in range(len(columns))]  # names may be any text: they are set afterwards
     table = csv.read_csv(
-        pa.BufferReader(text),
-        read_options=csv.ReadOptions(column_names=numbered, block_size=len(text) + 1, use_threads=False),
+        pa.BufferReader(block),
+        read_options=csv.ReadOptions(column_names=numbered, block_size=len(block) + 1, use_threads=False),
         parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False),
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(numbered, pa.string()),
@@ -1254,8 +1252,10 @@ def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
         ),
     )
     frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-    if b"\0" in text:
+    if b"\0" in block:
         frame = frame.apply(lambda column: column.str.replace("\0", "\\", regex=False))
+    if untidy:
+        frame = frame.apply(lambda column: column.str.strip())
     frame.columns = pd.Index(columns)
     return frame
 
@@ -1263,14 +1263,17 @@ def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
 # Anatel, Plano Geral de Códigos Nacionais: the area codes in use.
 AREA_CODES = "1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9]"
 # Anatel, Resolução 749/2022: mobile numbers have nine digits beginning with 9, fixed ones eight beginning with 2 to 5.
-VALID_PHONE = rf"^(?:55)?0?((?:{AREA_CODES})(?:9\d{{8}}|[2-5]\d{{7}}))$"
+PHONE = rf"((?:{AREA_CODES})(?:9\d{{8}}|[2-5]\d{{7}}))$"
 
 
 def clean_phones(cells: pd.Series[str]) -> pd.Series[str]:
     """Brazilian phone numbers as area code and number, digits only; what is none becomes empty."""
-    digits = cells.fillna("").str.replace(r"\D+", "", regex=True)
-    valid = digits.str.match(VALID_PHONE)
-    return digits.str.replace(VALID_PHONE, r"\1", regex=True).where(valid, "")
+    cells = cells.fillna("")
+    clean = cells.str.match("^" + PHONE)  # most are: looking costs an eighth of cleaning
+    others = cells[~clean].str.replace(r"\D+", "", regex=True)
+    prefixed = "^(?:55)?0?" + PHONE
+    others = others.str.replace(prefixed, r"\1", regex=True).where(others.str.match(prefixed), "")
+    return cells.where(clean, others)
 
 
 class SeenKeys:
@@ -1305,7 +1308,7 @@ class SeenKeys:
 
 
 class Treatment:
-    """What happens to every row of one mailing, in this order: strip, phones, unique."""
+    """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique."""
 
     def __init__(self, campaign: Campaign) -> None:
         self.phones, self.unique = list(campaign.phones), list(campaign.unique)
@@ -1315,7 +1318,6 @@ class Treatment:
         """The rows to send, and the rejected ones as they came, with a last column `reason`."""
         import pandas as pd
 
-        frame = pd.DataFrame({name: frame[name].str.strip() for name in frame})  # apply() takes 1.5 times as long
         came, rejected = frame, []
         if self.phones:
             frame = frame.assign(**{column: clean_phones(frame[column]) for column in self.phones})
@@ -1332,29 +1334,47 @@ class Treatment:
 def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     """A treated block as CSV text in UTF-8, RFC 4180 with minimal quoting, without the header line.
 
-    Arrow's writer is several times faster, but refuses a cell that needs quotes. Such a block is halved until the piece
-    that needs them is small, and that piece goes to DataFrame.to_csv: the bytes are the same either way.
+    The bytes are those of DataFrame.to_csv, in a tenth of its time. Arrow's own CSV writer is as fast as this, but
+    writes no quotes or quotes everything.
     """
     import pyarrow as pa
-    from pyarrow import csv
+    import pyarrow.compute as pc
 
     if frame.empty:
         return b""
-    if frame.shape[1] > 1:  # csv writes a lone empty cell as "", which Arrow does not know
-        out = pa.BufferOutputStream()
-        options = csv.WriteOptions(
-            include_header=False, delimiter=form.delimiter, quoting_style="none", batch_size=65536
-        )
-        table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)  # or it starts threads for each block
-        with contextlib.suppress(pa.ArrowInvalid):
-            csv.write_csv(table, out, options)
-            # Arrow writes line feeds fast and any other line end slowly; no cell holds one here.
-            return bytes(out.getvalue().to_pybytes().replace(b"\n", form.newline.encode()))
-    if len(frame) > 64:
-        half = len(frame) // 2
-        return to_csv(frame.iloc[:half], form) + to_csv(frame.iloc[half:], form)
-    text: str = frame.to_csv(sep=form.delimiter, index=False, header=False, lineterminator=form.newline)
-    return text.encode()
+    table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1).combine_chunks()  # else threads, each block
+    columns = [
+        pc.cast(column.chunk(0), pa.string()) for column in table.columns
+    ]  # pandas' own text may be large_string
+    data = joined(columns, form)
+    plain = data.count(form.delimiter.encode()) == len(frame) * (len(columns) - 1) and b'"' not in data
+    if plain and len(columns) > 1:  # a lone empty cell is written as "", or its line would be empty
+        return data
+    return joined([quoted(column, form.delimiter, lone=len(columns) == 1) for column in columns], form)
+
+
+def joined(columns: Sequence[pa.Array], form: CsvFormat) -> bytes:
+    """The columns' cells side by side, a line for each row; a missing one is empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lines = pc.binary_join_element_wise(*columns, form.delimiter, null_handling="replace", null_replacement="")
+    text = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines), form.newline)
+    return bytes(text[0].as_buffer()) + form.newline.encode()
+
+
+def quoted(column: pa.Array, delimiter: str, lone: bool) -> pa.Array:
+    """The column with quotes around the cells that need them."""
+    import pyarrow.compute as pc
+
+    column = pc.fill_null(column, "")
+    needs = pc.or_(pc.match_substring(column, '"'), pc.match_substring(column, delimiter))
+    if lone:
+        needs = pc.or_(needs, pc.equal(column, ""))
+    if not pc.any(needs).as_py():
+        return column
+    doubled = pc.replace_substring(column, '"', '""')
+    return pc.if_else(needs, pc.binary_join_element_wise('"', doubled, '"', ""), column)
 
 
 def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
@@ -2169,7 +2189,12 @@ def print_report(report: Report, console: Console, language: str) -> None:
     dry = any(outcome.verdict is Verdict.READY for outcome in report.outcomes)
     table = Table(box=box.SIMPLE_HEAD, title=say(f"Slot {report.slot}"), title_justify="left", pad_edge=False)
     for name in ("campaign", "result", "contacts", "rejected", *(["columns"] if dry else []), "size", "seconds"):
-        table.add_column(say(name), justify="left" if name in ("campaign", "result") else "right", overflow="fold")
+        table.add_column(
+            say(name),
+            justify="left" if name in ("campaign", "result") else "right",
+            overflow="fold",
+            no_wrap=name != "campaign",
+        )
     table.add_column(say("remote path" if dry else "drop folder"), overflow="fold")
     for outcome in report.outcomes:
         numbers = [f"{outcome.rows:,}", f"{outcome.rejected:,}", *([str(outcome.columns)] if dry else [])]
@@ -2434,13 +2459,16 @@ class Courier:
 
     def _conclude(self, export: Export, outcome: Outcome) -> None:
         """Note the outcome in report, ledger and log; Ctrl+C may fall between any two lines."""
-        self.outcomes[outcome.campaign] = outcome
         states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
         state = states.get(outcome.verdict, State.FAILED)
         try:
-            if state is not State.DELIVERED and self._entry(export).state is State.PUBLISHING:
+            noted = self._entry(export).state
+            if noted is State.DELIVERED and state is not noted:  # the run was stopped just after it
+                outcome, state = dataclass_replace(base_outcome(export), verdict=Verdict.DELIVERED), noted
+            elif noted is State.PUBLISHING and state is not State.DELIVERED:
                 hint = "the next run looks whether the dialer got it, and never sends it twice"
-                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=hint), State.PUBLISHING
+                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=hint), noted
+            self.outcomes[outcome.campaign] = outcome
             self.ledger.update(
                 export.entry_id,
                 state=state,
@@ -3639,7 +3667,6 @@ PORTUGUESE: dict[str, str] = {
     "not published: {}": "não publicado: {}",
     "its campaign is gone": "a campanha não existe mais",
     "its slot {} is over": "o horário dele, {}, já passou",
-    "the rename never happened": "a troca do nome não aconteceu",
     "runs {}": "horário da campanha: {}",
     "somebody else puts files there, or the dialer does not take them; nothing was overwritten": (
         "alguém mais põe arquivos lá, ou o discador não os coleta; nada foi sobrescrito"
@@ -3663,10 +3690,10 @@ PORTUGUESE: dict[str, str] = {
     "campaign": "campanha",
     "result": "resultado",
     "contacts": "contatos",
-    "rejected": "rejeitados",
+    "rejected": "rejeit.",
     "columns": "colunas",
     "size": "tamanho",
-    "seconds": "segundos",
+    "seconds": "seg.",
     "remote path": "caminho remoto",
     "drop folder": "pasta de entrega",
     "waiting": "aguardando",
