@@ -1,0 +1,1 @@
+"""Faults on request: a TCP proxy, an SFTP server that misbehaves, programs started in milliseconds, and the judge."""

@@ -1,0 +1,283 @@
+"""An SFTP server that commits faults on request: in a login, a session, or at any single SFTP request.
+
+    server.commits("rename", "do, then cut")             # once; then the server is sound again
+    server.commits("write", "refuse", at_byte=40_000)    # the request that carries this byte
+    server.commits("stat", "forbid", times=ALWAYS, path="mailing_")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import local_servers
+import paramiko
+from paramiko import sftp as codes
+
+from .proxy import reset
+
+ALWAYS = 1_000_000
+REQUESTS = {
+    codes.CMD_OPEN: "open",
+    codes.CMD_CLOSE: "close",
+    codes.CMD_READ: "read",
+    codes.CMD_WRITE: "write",
+    codes.CMD_REMOVE: "remove",
+    codes.CMD_RENAME: "rename",
+    codes.CMD_STAT: "stat",
+    codes.CMD_LSTAT: "lstat",
+    codes.CMD_FSTAT: "fstat",
+}
+WITH_PATH = {"open", "remove", "rename", "stat", "lstat"}
+STATUS = {
+    "refuse": codes.SFTP_FAILURE,  # what OpenSSH says for disk full, quota, exists and cross-device alike
+    "forbid": codes.SFTP_PERMISSION_DENIED,
+    "not support": codes.SFTP_OP_UNSUPPORTED,
+    "pretend": codes.SFTP_OK,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a client: what it asks, of which path, and for a write which bytes."""
+
+    name: str
+    path: str = ""
+    offset: int = 0
+    data: bytes = b""
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
+
+
+@dataclass
+class Fault:
+    """What happens instead of a request, so many times.
+
+    does: refuse, forbid, not support, pretend (say OK and do nothing) · cut (the connection, nothing done) · do, then cut ·
+    ignore (this request gets no answer) · hang (neither this nor any later one of the session is answered or done) · do,
+    then hang · flip (a byte of the data) · store less · overwrite (a rename that replaces its target) · or a function
+    of (session, request, proceed).
+    """
+
+    request: str
+    does: str | Callable[[FaultySession, Request, Callable[[], None]], None]
+    times: int
+    path: str
+    at_byte: int | None
+
+    def fits(self, request: Request) -> bool:
+        """Whether this request is the one."""
+        here = self.at_byte is None or request.offset <= self.at_byte < request.end
+        return self.times > 0 and self.request == request.name and self.path in request.path and here
+
+
+class FaultyServer(local_servers.ParamikoServer):
+    """A ParamikoServer with `commits`; everything else is as good as it gets."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, login_class=FaultyLogin)
+        self.faults: list[Fault] = []
+        self.committed = 0
+        self.requests: list[Request] = []  # without the data
+        self.handled = threading.Condition()
+        self.over = threading.Event()
+        self.kex: tuple[str, ...] = ()  # key exchanges to offer, instead of paramiko's
+        self.passwords_seen = 0
+
+    def commits(self, request: str, does: Any, times: int = 1, path: str = "", at_byte: int | None = None) -> None:
+        """From now on. Besides SFTP requests, `request` may be password, session, subsystem or init."""
+        self.faults.append(Fault(request, does, times, path, at_byte))
+
+    def recovers(self) -> None:
+        """No faults from now on; sessions that hang stay so."""
+        self.faults.clear()
+
+    def fault_for(self, request: Request) -> Fault | None:
+        """The fault that this request meets, counted as committed."""
+        with self.handled:
+            self.requests.append(Request(request.name, request.path, request.offset))
+            found = next((fault for fault in self.faults if fault.fits(request)), None)
+            if found:
+                found.times -= 1
+                self.committed += 1
+            self.handled.notify_all()
+            return found
+
+    def cut_sockets(self) -> None:
+        """Reset every connection, also from within one of their own threads."""
+        with self._guard:
+            transports = list(self._transports)
+        for transport in transports:
+            reset(transport.sock)
+
+    def stop(self) -> None:
+        self.over.set()
+        super().stop()
+
+    def start(self) -> None:
+        self.over.clear()
+        super().start()
+
+    def _serve(self, listener: Any, client: Any, host_key: paramiko.PKey) -> None:
+        """As the sound server does, with our session and, if wanted, other key exchanges."""
+        transport = paramiko.Transport(client)
+        transport.set_log_channel("local_servers.sftp")
+        if self.kex:
+            transport._preferred_kex = self.kex  # type: ignore[attr-defined]
+        with self._guard:
+            if self._listener is not listener:
+                transport.close()
+                return
+            self._transports = [other for other in self._transports if other.is_active()] + [transport]
+        transport.add_server_key(host_key)
+        transport.set_subsystem_handler("sftp", FaultySession, self.files_class, self)
+        try:
+            transport.start_server(server=self.login_class(self))
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            self.note(f"Connection ended: {error}")
+            transport.close()
+
+
+class FaultyLogin(local_servers._Login):
+    """Login and session requests that may be refused, cut, or never answered."""
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        self._server.passwords_seen += 1
+        verdict = super().check_auth_password(username, password)
+        return int(self._met("password", verdict, paramiko.common.AUTH_FAILED))
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        verdict = super().check_auth_publickey(username, key)
+        return int(self._met("key", verdict, paramiko.common.AUTH_FAILED))
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        verdict = super().check_channel_request(kind, chanid)
+        return int(self._met("session", verdict, paramiko.common.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED))
+
+    def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+        if not self._met("subsystem", True, False):
+            return False
+        return super().check_channel_subsystem_request(channel, name)
+
+    def _met(self, name: str, good: Any, refused: Any) -> Any:
+        server: FaultyServer = self._server
+        fault = server.fault_for(Request(name))
+        if fault is None:
+            return good
+        if fault.does == "hang":
+            server.over.wait()
+        elif fault.does == "cut":
+            server.cut_sockets()
+        return refused
+
+
+class FaultySession(paramiko.SFTPServer):
+    """One SFTP session, which asks before each request whether a fault is due."""
+
+    def __init__(self, channel: Any, name: str, server: Any, files_class: Any, faulty: FaultyServer) -> None:
+        super().__init__(channel, name, server, files_class, faulty)
+        self.faulty = faulty
+        self.muted = False  # replies are lost
+        self.hung = False
+
+    def start_subsystem(self, name: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        fault = self.faulty.fault_for(Request("init"))
+        if fault and fault.does == "hang":
+            self.faulty.over.wait()
+        elif fault:
+            self.sock = channel
+            self.cut()
+        else:
+            super().start_subsystem(name, transport, channel)
+
+    def cut(self) -> None:
+        """Lose the connection, with everything that is under way."""
+        self.muted = self.hung = True
+        reset(self.sock.get_transport().sock)
+
+    def _send_packet(self, kind: int, packet: Any) -> None:
+        if not self.muted:
+            super()._send_packet(kind, packet)
+
+    def _process(self, kind: int, number: int, message: paramiko.Message) -> None:
+        if self.hung:
+            return
+        request = self._describe(kind, message)
+        fault = self.faulty.fault_for(request)
+
+        def proceed() -> None:
+            super(FaultySession, self)._process(kind, number, message)
+
+        if fault is None:
+            proceed()
+        elif callable(fault.does):
+            fault.does(self, request, proceed)
+        else:
+            self._commit(fault, request, number, message, proceed)
+
+    def _commit(
+        self, fault: Fault, request: Request, number: int, message: paramiko.Message, proceed: Callable[[], None]
+    ) -> None:
+        does = str(fault.does)
+        if does in STATUS:
+            self._send_status(number, STATUS[does])
+        elif does in ("cut", "hang", "ignore"):
+            self._fall_silent(does)
+        elif does in ("do, then cut", "do, then hang", "do, then ignore"):
+            self.muted = True
+            proceed()
+            self.muted = False
+            self._fall_silent(does.removeprefix("do, then "))
+        elif does == "overwrite":
+            self.server.posix_rename(message.get_text(), message.get_text())
+            self._send_status(number, codes.SFTP_OK)
+        else:
+            self._write_wrongly(does, fault, request, number, message)
+
+    def _fall_silent(self, how: str) -> None:
+        if how == "cut":
+            self.cut()
+        elif how == "hang":
+            self.hung = True
+
+    def _write_wrongly(
+        self, does: str, fault: Fault, request: Request, number: int, message: paramiko.Message
+    ) -> None:
+        """Store something else than the client sent, and say OK, or cut."""
+        handle = self.file_table[message.get_binary()]
+        kept = (fault.at_byte if fault.at_byte is not None else request.offset) - request.offset
+        data = request.data
+        if does == "flip":
+            data = data[:kept] + bytes([data[kept] ^ 1]) + data[kept + 1 :]
+        elif does in ("store less", "store, then cut"):
+            data = data[:kept]
+        else:
+            raise ValueError(f"no such fault: {does}")
+        if data:
+            handle.write(request.offset, data)
+        if does == "store, then cut":
+            self.cut()
+        else:
+            self._send_status(number, codes.SFTP_OK)
+
+    def _describe(self, kind: int, message: paramiko.Message) -> Request:
+        """The request, without moving the message's position."""
+        name = REQUESTS.get(kind, str(kind))
+        copy = paramiko.Message(message.get_remainder())
+        if name in WITH_PATH:
+            return Request(name, copy.get_text())
+        if name not in ("write", "close", "fstat", "read"):
+            return Request(name)
+        handle = self.file_table.get(copy.get_binary())
+        path = getattr(handle, "path", "")
+        if name != "write":
+            return Request(name, path)
+        with contextlib.suppress(Exception):
+            return Request(name, path, copy.get_int64(), copy.get_binary())
+        return Request(name, path)

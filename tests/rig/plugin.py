@@ -1,0 +1,36 @@
+"""The fixtures `rig`, `programs` and `own_database`; a test file names this module in `pytest_plugins`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_servers import LocalPostgres
+from stage import Stage
+
+from .programs import Programs
+from .theatre import Rig
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Iterator[Programs]:  # noqa: ARG001
+    """The fork server."""
+    with Programs(tmp_path_factory.mktemp("programs")) as started:
+        yield started
+
+
+@pytest.fixture
+def rig(stage: Stage, programs: Programs, tmp_path: Path) -> Iterator[Rig]:
+    """A stage that fails on request."""
+    made = Rig(stage, programs, tmp_path)
+    yield made
+    made.close()
+    assert made.leaks() == [], "fault 70: a canary came out"
+
+
+@pytest.fixture(scope="session")
+def own_database(own_environment: None) -> Iterator[LocalPostgres]:  # noqa: ARG001
+    """A PostgreSQL that a test may stop and freeze as a whole."""
+    with LocalPostgres() as server:
+        yield server

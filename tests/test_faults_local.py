@@ -1,0 +1,236 @@
+"""Faults 25 to 30: this PC's disk, its processes and its clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from rig.theatre import Rig, until
+
+pytest_plugins = ["rig.plugin"]
+
+LOCAL = "mailing_{}_22-12_10-05.csv"
+
+
+def an_hour_later(rig: Rig) -> None:
+    rig.clock.jump(3600, steady_too=True)
+
+
+# 25, 26 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [50, 30_000], ids=["small", "growing"])
+def test_a_full_disk_fails_what_does_not_fit(rig: Rig, rows: int) -> None:
+    """25. The local file is a link to /dev/full: the kernel's own ENOSPC."""
+    rig.campaign("alfa", rows)
+    rig.campaign("beta")
+    rig.stage.output.mkdir()
+    part = rig.stage.output / (LOCAL.format("alfa") + ".part")
+    part.symlink_to("/dev/full")
+    with rig.dialer():
+        program = rig.run()
+        assert program.code == 4
+        assert "No space left" in program.output
+        rig.delivered("beta")
+        part.unlink(missing_ok=True)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        assert rig.leftovers() == []
+
+
+def test_a_disk_too_full_for_the_ledger_stops_the_run_before_any_query(rig: Rig) -> None:
+    """25, 57. A limit on the size of files, which the kernel enforces on SQLite as a full disk would."""
+    rig.campaign("alfa")
+    with rig.dialer():
+        program = rig.run(file_size_limit=2000)
+        assert program.code == 2
+        assert "ledger" in program.output or "lock" in program.output
+        rig.delivered()
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+
+
+@pytest.mark.parametrize(("times", "delivered"), [(3, ["alfa", "beta"]), (1_000, [])], ids=["three times", "for ever"])
+def test_a_target_that_is_open_elsewhere_is_waited_for(rig: Rig, times: int, delivered: list[str]) -> None:
+    """26. Winerror 32 does not exist on Linux: os.replace is made to raise it, inside the program's process."""
+    rig.campaigns("alfa", "beta")
+    with rig.dialer():
+        assert rig.run(target_held_open=times).code == (0 if delivered else 4)
+        rig.delivered(*delivered)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+# 27, 28 --------------------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_while_writing_leaves_no_file_that_looks_whole(rig: Rig) -> None:
+    """27: neither here nor in the drop folder; the next run sends what it queries itself."""
+    rig.campaign("alfa", 100_000)
+    with rig.database_line() as line, rig.dialer():
+        line.limit(8_000_000, "down")
+        program = rig.start()
+        until(lambda: any(name.startswith(".part-") for name in rig.leftovers()), "the upload has begun")
+        program.kill()
+        assert list(rig.stage.output.glob("*.csv")) == []
+        line.limit(0)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["mailing_alfa_21-12_10-05.csv", "mailing_alfa_22-12_10-05.csv", "mailing_alfa_22-12_10-05.csv.part"])
+def test_what_lies_in_the_output_folder_is_never_sent(rig: Rig, name: str) -> None:
+    """28: a mailing comes from the query of this run or not at all."""
+    rig.campaign("alfa")
+    rig.run("--only", "alfa", "--dry-run")
+    with rig.dialer():
+        rig.campaign("alfa", 50)
+        rig.stage.output.mkdir(exist_ok=True)
+        sqlite3.connect(rig.stage.output / "ledger.sqlite3").close()
+        (rig.stage.output / "ledger.sqlite3").unlink()
+        first = rig.run()
+        assert first.code == 0
+        rig.delivered("alfa")
+        an_hour_later(rig)
+        (rig.stage.output / name.replace("10-05", "11-05")).write_bytes(b"telefone;nome;cpf\r\nold;old;old\r\n")
+        rig.run()
+        rig.delivered("alfa", "alfa")
+
+
+def test_a_temp_that_a_killed_run_left_on_the_server_yesterday_is_removed_and_never_published(rig: Rig) -> None:
+    """28."""
+    rig.campaign("alfa", 3_000)
+    with rig.dialer():
+        program = rig.start(stop_at="after:DropFolders.send")
+        assert program.wait_until_stopped()
+        program.kill()
+        assert len(rig.leftovers()) == 1
+        rig.clock.jump(24 * 3600)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
+# 29 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minutes", [-4, 4, 30])
+def test_a_clock_that_jumps_within_its_hour_sends_nothing_twice(rig: Rig, minutes: int) -> None:
+    """29: a time server corrects the PC's clock between two runs."""
+    rig.campaigns("alfa", "beta")
+    with rig.dialer():
+        assert rig.run().code == 0
+        rig.clock.jump(minutes * 60)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+def test_a_clock_that_jumps_back_an_hour_and_forth_again_sends_each_slot_once(rig: Rig) -> None:
+    """29: also under a name that was used already."""
+    rig.campaign("alfa", file_name="mailing_{campaign}.csv")
+    with rig.dialer():
+        for jump_s in (0, -3600, 3600, -3600, 3600):
+            rig.clock.jump(jump_s)
+            rig.run()
+        rig.delivered("alfa", "alfa")
+        assert {row["slot"] for row in rig.ledger if row["state"] == "delivered"} == {"2026-12-22 09:00", "2026-12-22 10:00"}
+
+
+@pytest.mark.parametrize("hours", [2, 12, 24 * 365])
+def test_a_clock_that_jumps_forward_in_a_run_publishes_nothing_more(rig: Rig, hours: int) -> None:
+    """29: nobody can tell it from a sleep, so the mailing counts as old."""
+    rig.campaign("alfa", pause_s=1)
+    with rig.dialer():
+        program = rig.start()
+        rig.busy_backend()
+        rig.clock.jump(hours * 3600)
+        assert program.wait().code != 0
+        rig.delivered()
+
+
+def test_a_clock_that_jumps_back_in_a_run_makes_no_old_mailing_young(rig: Rig) -> None:
+    """29: the deadline is measured by the steady clock as well."""
+    rig.campaign("alfa", pause_s=2)
+    rig.settings(RUN_DEADLINE_MINUTES=1)
+    with rig.dialer():
+        program = rig.start()
+        rig.busy_backend()
+        rig.clock.jump(-1800)
+        rig.clock.run_faster(60)
+        assert program.wait().code != 0
+        rig.delivered()
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Honolulu"])
+def test_a_wrong_time_zone_is_outside_the_hours(rig: Rig, zone: str) -> None:
+    """29: it is night there. A manual run says so; nothing is sent."""
+    at = datetime(2026, 12, 22, 10, 5)
+    rig.clock.set(at)
+    rig.campaign("alfa")
+    with rig.dialer():
+        program = rig.run(environ={"TZ": zone})
+        assert program.code == 7
+        assert "outside" in program.output
+        rig.delivered()
+
+
+# 30 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asleep_in", ["before:DropFolders.send", "after:DropFolders.send", "before:Courier._publish"])
+@pytest.mark.parametrize("steady_too", [False, True], ids=["as on Linux", "as on Windows"])
+def test_a_pc_that_slept_for_hours_publishes_nothing_of_what_it_read_before(
+    rig: Rig, asleep_in: str, steady_too: bool
+) -> None:
+    """30."""
+    rig.campaign("alfa")
+    with rig.dialer():
+        program = rig.start(stop_at=asleep_in)
+        assert program.wait_until_stopped()
+        rig.clock.jump(2 * 3600, steady_too)
+        program.send(signal.SIGCONT)
+        assert program.wait().code == 4
+        rig.delivered()
+        assert rig.leftovers() == []
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+
+
+@pytest.mark.parametrize("happened", [True, False])
+def test_a_pc_that_slept_in_the_moment_of_the_rename_does_not_repeat_it_late(rig: Rig, happened: bool) -> None:
+    """30: its connection is dead when it wakes; whether the request went out before is settled by looking."""
+    rig.campaign("alfa")
+    with rig.sftp_line() as line, rig.dialer():
+        program = rig.start(stop_at=f"{'after' if happened else 'before'}:DropFolders.rename")
+        assert program.wait_until_stopped()
+        line.cut()
+        rig.clock.jump(2 * 3600)
+        program.send(signal.SIGCONT)
+        program.wait()
+        rig.delivered(*["alfa"] * happened, settled=False)
+        assert rig.run().code == 0  # settles it, and sends what it queries itself in its own slot
+        rig.delivered(*["alfa"] * (1 + happened))
+        assert rig.leftovers() == []
+
+
+def test_a_frozen_process_that_goes_on_in_another_hour_meets_the_next_run(rig: Rig, tmp_path: Path) -> None:
+    """30, 60: the scheduled run of the next hour waits for it, then sends its own slot."""
+    rig.campaign("alfa", pause_s=1)
+    with rig.dialer():
+        program = rig.start()
+        rig.busy_backend()
+        program.send(signal.SIGSTOP)
+        an_hour_later(rig)
+        following = rig.start("--scheduled")
+        until(lambda: "waiting for" in rig.log(), "the next run waits")
+        program.send(signal.SIGCONT)
+        assert program.wait().code == 4
+        assert following.wait().code == 0
+        rig.delivered("alfa")
+        assert [row["slot"][-5:] for row in rig.ledger if row["state"] == "delivered"] == ["11:00"]
+    assert os.path.exists(tmp_path)

@@ -1,0 +1,369 @@
+"""Faults 50 to 58: the rename, which is the moment of doubt, and the ledger. The dialer's record is the judge."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rig.faulty_sftp import ALWAYS, FaultySession, Request
+from rig.theatre import Rig, until
+
+pytest_plugins = ["rig.plugin"]
+
+FINAL = "mailing_alfa_22-12_10-05.csv"  # alfa's name in the slot of the rig's clock
+taken_or_left = pytest.mark.parametrize("take", [True, False], ids=["taken at once", "left there"])
+
+
+def next_slot(rig: Rig) -> None:
+    rig.clock.jump(3600, steady_too=True)
+
+
+# 50 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("renames", ["refuses", "overwrites"])
+def test_a_file_that_is_already_there_is_never_overwritten(rig: Rig, renames: str) -> None:
+    """50. Some servers (SFTPGo) overwrite on a plain rename: so the program looks first."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server:
+        theirs = rig.stage.drop("alfa") / FINAL
+        theirs.write_bytes(b"somebody else's")
+        del rig.stage.drops["alfa"]  # the dialer of alfa sleeps: it is their file that stands there
+        with rig.dialer():
+            if renames == "overwrites":
+                server.commits("rename", "overwrite", ALWAYS)
+            assert rig.run().code == 4
+            rig.delivered("beta")
+    assert theirs.read_bytes() == b"somebody else's"
+    assert os.listdir(theirs.parent) == [FINAL]
+    assert rig.states() == {"alfa": "held", "beta": "delivered"}
+
+
+def test_a_file_that_appears_between_the_look_and_the_rename_is_not_overwritten(rig: Rig) -> None:
+    """50. Where the server refuses to rename onto a file, as OpenSSH does. One that overwrites: see the README's limits."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server:
+        theirs = rig.stage.drop("alfa") / FINAL
+
+        def appear(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            theirs.write_bytes(b"somebody else's")
+            proceed()
+
+        server.commits("rename", appear, path="alfa")
+        del rig.stage.drops["alfa"]
+        with rig.dialer():
+            assert rig.run().code == 4
+            rig.delivered("beta")
+    assert theirs.read_bytes() == b"somebody else's"
+    assert os.listdir(theirs.parent) == [FINAL]
+
+
+# 51 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("does", ["refuse", "forbid", "not support"])
+def test_a_rename_that_is_refused_fails_its_campaign_alone_and_leaves_nothing(rig: Rig, does: str) -> None:
+    """51."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", does, ALWAYS, path="alfa")
+        assert rig.run().code == 4
+        rig.delivered("beta")
+        assert rig.leftovers() == []
+        server.recovers()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+def test_a_rename_that_is_refused_once_is_tried_again(rig: Rig) -> None:
+    """51."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", "refuse")
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+# 52, 53, 54 ----------------------------------------------------------------------------------------------------------
+
+
+@taken_or_left
+@pytest.mark.parametrize("does", ["do, then cut", "do, then hang", "do, then ignore"])
+def test_a_rename_that_happened_and_whose_reply_was_lost_is_not_sent_again(rig: Rig, does: str, take: bool) -> None:
+    """52, and 54 where the dialer has already taken the file."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer(take=take):
+        server.commits("rename", does)
+        assert rig.run().code == 0
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+@pytest.mark.parametrize("does", ["cut", "hang", "ignore"])
+def test_a_rename_that_never_happened_is_done_after_looking(rig: Rig, does: str) -> None:
+    """53."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", does)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        assert rig.leftovers() == []
+
+
+def test_openssh_does_the_rename_and_its_reply_is_cut_off(rig: Rig) -> None:
+    """54 on the real server: everything it says comes late, and the line is cut when the dialer has the file."""
+    rig.campaigns("alfa")
+    with rig.sftp_line() as line, rig.dialer(on_take=lambda _: line.cut()):
+        line.delay(0.15, "down")
+        assert rig.run().code == 0
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert line.cuts == 1
+
+
+def test_openssh_never_hears_of_the_rename(rig: Rig) -> None:
+    """53 on the real server: the line is cut while the request is on its way."""
+    rig.campaigns("alfa")
+    with rig.sftp_line() as line, rig.dialer():
+        line.delay(0.15, "up")
+        program = rig.start()
+        rig.until_state("alfa", "publishing")
+        line.cut()
+        assert program.wait().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
+@taken_or_left
+def test_openssh_links_and_does_not_unlink(rig: Rig, take: bool) -> None:
+    """52: killed between the two halves of its rename. Without the temp's removal the next look would be misled."""
+    if take:
+        pytest.skip("undecidable: see the limits in README.md (the dialer took it, only the temp is there)")
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer(take=take):
+
+        def link(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            os.link(server.root / request.path.lstrip("/"), rig.stage.drop("alfa") / FINAL)
+            session.cut()
+
+        server.commits("rename", link)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == [FINAL]
+
+
+@taken_or_left
+def test_a_rename_that_the_server_does_late_after_all_is_not_done_twice(rig: Rig, take: bool) -> None:
+    """52: the first request was still in the dead session's pipe, and overtakes the second."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer(take=take) as dialer:
+        late: list[str] = []
+
+        def lose(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            late.append(request.path)
+            session.cut()
+
+        def overtaken(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            (server.root / late[0].lstrip("/")).rename(rig.stage.drop("alfa") / FINAL)
+            dialer.wait_for(1)
+            proceed()
+
+        server.commits("rename", lose)
+        server.commits("rename", overtaken)
+        rig.run()
+        rig.run()
+        rig.delivered("alfa")
+
+
+# 55 ------------------------------------------------------------------------------------------------------------------
+
+
+@taken_or_left
+@pytest.mark.parametrize("happened", [True, False], ids=["happened", "never happened"])
+def test_the_next_run_settles_a_rename_that_nobody_could_look_after(rig: Rig, happened: bool, take: bool) -> None:
+    """55."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer(take=take), rig.sftp_line() as line:
+
+        def then_unreachable(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            line.refuse()
+            session.muted = True
+            if happened:
+                proceed()
+            line.cut()
+
+        server.commits("rename", then_unreachable, path="alfa")
+        first = rig.run("--only", "alfa")
+        assert first.code != 0
+        assert rig.states() == {"alfa": "publishing"}
+        line.accept()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+
+
+@pytest.mark.parametrize("happened", [True, False], ids=["happened", "never happened"])
+def test_the_next_slot_settles_a_rename_and_never_sends_the_old_mailing(rig: Rig, happened: bool) -> None:
+    """55."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer(), rig.sftp_line() as line:
+
+        def then_unreachable(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            line.refuse()
+            session.muted = True
+            if happened:
+                proceed()
+            line.cut()
+
+        server.commits("rename", then_unreachable)
+        rig.run()
+        line.accept()
+        next_slot(rig)
+        assert rig.run().code == 0
+        rig.delivered(*["alfa"] * (2 if happened else 1))
+        assert rig.leftovers() == []
+        assert {row["slot"]: row["state"] for row in rig.ledger} == {
+            "2026-12-22 10:00": "delivered" if happened else "failed",
+            "2026-12-22 11:00": "delivered",
+        }
+
+
+# 56 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", ["in the same slot", "in the next slot"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_kill_9_beside_the_rename(rig: Rig, moment: str, again: str) -> None:
+    """56: between the ledger's `publishing` and the request, or between its reply and the ledger's `delivered`."""
+    rig.campaigns("alfa", "beta")
+    with rig.dialer():
+        program = rig.start(stop_at=f"{moment}:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        if again == "in the next slot":
+            next_slot(rig)
+        assert rig.run().code == 0
+        old = [] if again == "in the same slot" or moment == "before" else ["alfa"]
+        rig.delivered("alfa", "beta", *old)
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["the server does it", "the server does not"])
+def test_kill_9_during_the_rename(rig: Rig, done: bool) -> None:
+    """56: while the server has the request in hand."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        killed = threading.Event()
+
+        def kill(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            until(lambda: programs, "the program's handle is there")
+            programs[0].kill()
+            killed.set()
+            if done:
+                proceed()
+
+        programs: list[Any] = []
+        server.commits("rename", kill)
+        programs.append(rig.start())
+        assert killed.wait(30)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("where", ["Courier._note_temp", "DropFolders.send", "Ledger.start", "Ledger.update"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_kill_9_at_any_other_step_of_the_protocol(rig: Rig, where: str, moment: str) -> None:
+    """56: exactly once all the same, and no temp stays for ever."""
+    rig.campaigns("alfa", "beta")
+    with rig.dialer():
+        program = rig.start(stop_at=f"{moment}:{where}")
+        assert program.wait_until_stopped()
+        program.kill()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        assert rig.leftovers() == []
+
+
+# 57, 58 --------------------------------------------------------------------------------------------------------------
+
+
+def overwritten(rig: Rig, data: bytes, at: int = 0) -> None:
+    with (rig.stage.output / "ledger.sqlite3").open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def truncated(rig: Rig) -> None:
+    os.truncate(rig.stage.output / "ledger.sqlite3", 5000)
+
+
+def a_folder(rig: Rig) -> None:
+    (rig.stage.output / "ledger.sqlite3").unlink()
+    (rig.stage.output / "ledger.sqlite3").mkdir()
+
+
+def empty(rig: Rig) -> None:
+    os.truncate(rig.stage.output / "ledger.sqlite3", 0)
+
+
+def deleted(rig: Rig) -> None:
+    (rig.stage.output / "ledger.sqlite3").unlink()
+
+
+DAMAGE: dict[str, Callable[[Rig], None]] = {
+    "57 its header is garbage": lambda rig: overwritten(rig, b"garbage " * 20),
+    "57 a page in the middle is garbage": lambda rig: overwritten(rig, b"\xff" * 4096, 4096),
+    "57 truncated": truncated,
+    "57 a folder stands there": a_folder,
+    "58 emptied": empty,
+    "58 deleted": deleted,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_without_its_ledger_the_program_sends_nothing(rig: Rig, damage: Callable[[Rig], None]) -> None:
+    """57, 58: what this slot has delivered is unknown, so nothing is queried and nothing sent."""
+    rig.campaigns("alfa", "beta")
+    with rig.dialer() as dialer:
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        queried = rig.log().count("exported")
+        damage(rig)
+        program = rig.run()
+        assert program.code == 2
+        assert "ledger" in program.output
+        assert len(dialer.record) == 2
+        assert rig.log().count("exported") == queried
+
+
+def test_a_ledger_that_another_program_holds_stops_the_run_before_any_query(rig: Rig) -> None:
+    """57."""
+    rig.campaigns("alfa")
+    with rig.dialer():
+        rig.run("--only", "alfa")
+        next_slot(rig)
+        with contextlib.closing(sqlite3.connect(rig.stage.output / "ledger.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            program = rig.run(impatient_ledger=0.5)
+        assert program.code == 2
+        assert "ledger" in program.output
+        rig.delivered("alfa")
+
+
+def test_a_ledger_that_is_taken_in_the_middle_of_a_run_never_costs_the_promise(rig: Rig) -> None:
+    """57: without `publishing` on the disk there is no rename."""
+    rig.campaign("alfa", pause_s=1.5)
+    with rig.dialer():
+        program = rig.start(impatient_ledger=0.5)
+        rig.busy_backend()
+        with contextlib.closing(sqlite3.connect(rig.stage.output / "ledger.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert program.wait().code != 0
+        rig.delivered(settled=False)
+        assert rig.run().code == 0
+        rig.delivered("alfa")

@@ -1,0 +1,244 @@
+"""Fault 64, and 59 many times: programs, lines, backends and sftp-servers killed at random moments; the dialer judges.
+
+A round: 4 to 6 campaigns, a program that is hit by what this round's kind says, then run again to the end, then again in
+the next slot. Nothing may arrive twice, in parts, or not at all.
+
+    RANDOM_KILLS=300 TWO_AT_ONCE=100 python -m pytest tests/test_random_kills.py     the long run
+    RANDOM_KILLS_SEED=… RANDOM_KILLS=1 …                                              one round again, as its failure says
+
+Chance decides the moments; the seed repeats what was drawn, and the machine's own timing only nearly so. Figures of every
+run are printed at the end (-rP), and appended to the file that RANDOM_KILLS_FIGURES names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_servers import OpenSshServer
+from rig.programs import Program
+from rig.proxy import Proxy
+from rig.theatre import Rig
+
+pytest_plugins = ["rig.plugin"]
+
+ROUNDS = int(os.environ.get("RANDOM_KILLS", "20"))
+TWO_AT_ONCE = int(os.environ.get("TWO_AT_ONCE", "10"))
+SEED = int(os.environ.get("RANDOM_KILLS_SEED") or random.SystemRandom().randrange(10**9))
+LONGEST_S = 1.6  # from a program's start to its hit; most runs are over by then
+
+pytestmark = pytest.mark.timeout(120 + 12 * (ROUNDS + TWO_AT_ONCE))
+
+
+@dataclass
+class Figures:
+    """What a run of rounds came to."""
+
+    seed: int
+    rounds: int = 0
+    programs: int = 0
+    judged: int = 0  # deliveries
+    ended: Counter[str] = field(default_factory=Counter)  # exit codes, -9 for a kill
+    faults: Counter[str] = field(default_factory=Counter)  # those that hit something
+    violations: int = 0
+
+    def tell(self, what: str, seconds: float) -> None:
+        """Print, and append to RANDOM_KILLS_FIGURES."""
+        said = {"what": what, "seconds": round(seconds), **vars(self)}
+        print(json.dumps(said))
+        if place := os.environ.get("RANDOM_KILLS_FIGURES"):
+            with open(place, "a", encoding="utf-8") as file:
+                file.write(json.dumps(said) + "\n")
+
+
+@dataclass
+class Scene:
+    """What a fault may hit."""
+
+    rig: Rig
+    program: Program
+    database: Proxy
+    sftp: Proxy
+
+
+def kill_program(scene: Scene) -> int:
+    alive = scene.program.running
+    scene.program.kill()
+    return alive and scene.program.code == -9
+
+
+def cut_sftp(scene: Scene) -> int:
+    return scene.sftp.cut()
+
+
+def cut_database(scene: Scene) -> int:
+    return scene.database.cut()
+
+
+def terminate_backends(scene: Scene) -> int:
+    pids = [pid for pid, _ in scene.rig.backends()]
+    for pid in pids:
+        scene.rig.terminate(pid)
+    return len(pids)
+
+
+def kill_sftp_server(scene: Scene) -> int:
+    server = scene.rig.stage.sftp
+    assert isinstance(server, OpenSshServer)
+    return server.kill_sessions("sftp-server")
+
+
+FAULTS: dict[str, Callable[[Scene], int]] = {
+    "kill -9": kill_program,
+    "SFTP line cut": cut_sftp,
+    "database line cut": cut_database,
+    "backends terminated": terminate_backends,
+    "sftp-server killed": kill_sftp_server,
+}
+# Alone, and together: what a round does, one after the other, at moments of its own.
+KINDS = [
+    ["kill -9"],
+    ["kill -9"],
+    ["SFTP line cut"],
+    ["database line cut"],
+    ["backends terminated"],
+    ["sftp-server killed"],
+    ["SFTP line cut", "kill -9"],
+    ["backends terminated", "kill -9"],
+    ["sftp-server killed", "SFTP line cut", "database line cut"],
+    ["SFTP line cut", "backends terminated", "sftp-server killed", "kill -9"],
+]
+
+
+def prepare(rig: Rig, chance: random.Random, number: int) -> list[str]:
+    """4 to 6 campaigns of a round, with names, sizes and pauses of its own; their names."""
+    for path in rig.stage.queries.glob("*.sql"):
+        path.unlink()
+    rig.sizes.clear()
+    rig.stage.drops.clear()
+    names = [f"r{number}_{letter}" for letter in "abcdef"[: chance.randint(4, 6)]]
+    for name in names:
+        rows = chance.choice([1, 50, 400, 3_000, 12_000])  # the largest is followed while it grows
+        rig.campaign(name, rows, pause_s=chance.choice([0, 0, 0, 0.1, 0.3]), min_rows=rows, max_rows=rows)
+    rig.settings(QUERY_WORKERS=chance.choice([1, 2, 4]), SFTP_VERIFY=chance.choice(["size", "size", "hash"]))
+    return names
+
+
+def slow_down(line: Proxy, chance: random.Random) -> None:
+    line.delay(chance.choice([0, 0.001, 0.003, 0.01]), chance.choice(["up", "down", None]))
+
+
+def hit(scene: Scene, kind: list[str], chance: random.Random, figures: Figures) -> None:
+    """Commit the faults of a kind, each at its moment."""
+    moments = sorted(chance.uniform(0.02, LONGEST_S) ** chance.choice([1, 2]) for _ in kind)
+    start = time.monotonic()
+    for name, moment in zip(kind, moments, strict=True):
+        scene.program.ended.wait(max(0, start + moment - time.monotonic()))
+        figures.faults[name] += bool(FAULTS[name](scene))
+
+
+def to_the_end(rig: Rig, figures: Figures) -> None:
+    """Run again until it ended with 0: a run that was hit may have used up its tries."""
+    for _ in range(3):
+        program = rig.run("--scheduled")
+        figures.programs += 1
+        figures.ended[str(program.code)] += 1
+        if program.code == 0:
+            return
+    pytest.fail(f"still not everything delivered:\n{rig.log()}")
+
+
+def judge(rig: Rig, names: list[str], slots: int, seed: int, figures: Figures) -> None:
+    """Everything exactly once, complete, and nothing left over."""
+    dialer = rig._dialer
+    assert dialer is not None
+    arrivals = dialer.record
+    figures.judged += len(arrivals)
+    broken = rig.violations()
+    broken += [f"{name} arrived in {count} of {slots} slots" for name in names if (count := sum(a.campaign == name for a in arrivals)) != slots]
+    broken += [f"left over: {name}" for name in rig.leftovers()]
+    figures.violations += len(broken)
+    again = f"RANDOM_KILLS_SEED={seed} RANDOM_KILLS=1 TWO_AT_ONCE=1 python -m pytest tests/test_random_kills.py"
+    assert not broken, f"{broken}\nagain: {again}\n{rig.log()}\n{json.dumps(rig.ledger, indent=1)}"
+
+
+def forget_what_was_written(rig: Rig) -> None:
+    """Each round is judged on its own; the ledger and the log of the one before would only make it slower."""
+    for path in [*rig.stage.output.glob("*"), *rig.stage.logs.glob("*")]:
+        if path.is_file():
+            path.unlink()
+
+
+def test_random_kills_at_random_moments(rig: Rig) -> None:
+    """64."""
+    figures, start = Figures(SEED), time.monotonic()
+    print(f"RANDOM_KILLS_SEED={SEED}")
+    with rig.database_line() as database, rig.sftp_line() as sftp:
+        for number in range(ROUNDS):
+            seed = SEED + number
+            chance = random.Random(seed)
+            names = prepare(rig, chance, number)
+            for line in (database, sftp):
+                slow_down(line, chance)
+            with rig.dialer():
+                program = rig.start("--scheduled")
+                hit(Scene(rig, program, database, sftp), chance.choice(KINDS), chance, figures)
+                program.wait(60)
+                figures.programs += 1
+                figures.ended[str(program.code)] += 1
+                for line in (database, sftp):
+                    line.delay(0)
+                to_the_end(rig, figures)
+                rig.clock.jump(3600, steady_too=True)
+                to_the_end(rig, figures)
+                judge(rig, names, 2, seed, figures)
+            rig.clock.jump(-3600, steady_too=False)
+            clear(rig)
+            figures.rounds += 1
+    figures.tell("random kills", time.monotonic() - start)
+
+
+def clear(rig: Rig) -> None:
+    """The end of a round: what it wrote is looked through for canaries, and removed."""
+    assert rig.leaks() == []
+    rig.close()
+    rig._started.clear()
+    forget_what_was_written(rig)
+
+
+def test_two_or_three_programs_at_once(rig: Rig) -> None:
+    """59: started within milliseconds, by hand and by the scheduler, some of them killed."""
+    figures, start = Figures(SEED), time.monotonic()
+    print(f"RANDOM_KILLS_SEED={SEED}")
+    for number in range(TWO_AT_ONCE):
+        seed = SEED + number
+        chance = random.Random(seed)
+        names = prepare(rig, chance, number)
+        with rig.dialer():
+            programs = []
+            for _ in range(chance.randint(2, 3)):
+                programs.append(rig.start(*chance.choice([["--scheduled"], []])))
+                time.sleep(chance.choice([0, 0, 0.005, 0.05]))
+            if chance.random() < 0.3:
+                time.sleep(chance.uniform(0.05, 1))
+                chance.choice(programs).send(signal.SIGKILL)
+                figures.faults["kill -9"] += 1
+            for program in programs:
+                program.wait(60)
+                figures.ended[str(program.code)] += 1
+            figures.programs += len(programs)
+            assert {program.code for program in programs} <= {0, 3, -9}
+            to_the_end(rig, figures)
+            judge(rig, names, 1, seed, figures)
+        clear(rig)
+        figures.rounds += 1
+    figures.tell("two at once", time.monotonic() - start)

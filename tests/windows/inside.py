@@ -1,0 +1,369 @@
+"""Runs on the Windows Python, as the tests' hand inside: `inside.py WORD …`.
+
+probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
+hold PATH SHARE RELEASE       opens a file as another program would, until the file RELEASE appears
+press KEY GO COMMAND…         starts a command on a console of its own and, when the file GO appears, presses a key there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+sys.dont_write_bytecode = True  # of the project's files
+kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+kernel32.CreateFileW.restype = ctypes.c_void_p
+kernel32.CreateFileW.argtypes = [ctypes.c_wchar_p, *[ctypes.c_uint] * 2, ctypes.c_void_p, *[ctypes.c_uint] * 2] + [
+    ctypes.c_void_p
+]
+kernel32.CloseHandle.argtypes = [ctypes.c_void_p]
+
+# What other programs allow while they hold a file open: FILE_SHARE_READ 1, FILE_SHARE_WRITE 2, FILE_SHARE_DELETE 4.
+SHARES = {"nothing": 0, "reading": 1, "reading and writing": 3}
+
+
+def wait_for(path: str, timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while not os.path.exists(path):
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def held(path: object, share: str) -> Iterator[None]:
+    """An open handle on a file."""
+    handle = kernel32.CreateFileW(str(path), 0x80000000, SHARES[share], None, 3, 0x80, None)
+    assert handle != ctypes.c_void_p(-1).value, f"{path}: WinError {ctypes.get_last_error()}"
+    try:
+        yield
+    finally:
+        kernel32.CloseHandle(handle)
+
+
+def hold(share: str, release: str, *paths: str) -> None:
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(held(path, share))
+        print("held", flush=True)
+        wait_for(release, 90)
+
+
+def press(key: str, go: str, *command: str) -> None:
+    """Ctrl+C goes the whole way, through the console. The other events Windows sends by a thread at CtrlRoutine, and so
+    does this: Wine's console sends none to a group, and has no window to close."""
+    kernel32.FreeConsole()
+    assert kernel32.AllocConsole(), f"WinError {ctypes.get_last_error()}"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after the start: to ignore it is inherited
+    wait_for(go)
+    start_s = time.monotonic()
+    if key == "ctrl_c":
+        assert kernel32.GenerateConsoleCtrlEvent(0, 0), f"WinError {ctypes.get_last_error()}"
+    else:
+        start_ctrl_routine(process.pid, {"ctrl_break": 1, "close": 2}[key])
+    said = process.communicate(timeout=60)[0]
+    seconds = time.monotonic() - start_s
+    print(json.dumps({"code": process.returncode, "seconds": seconds, "said": said.decode("cp1252", "replace")}))
+
+
+def start_ctrl_routine(process_id: int, event: int) -> None:
+    kernelbase = ctypes.WinDLL("kernelbase")
+    kernel32.OpenProcess.restype = kernel32.GetProcAddress.restype = kernel32.CreateRemoteThread.restype = (
+        ctypes.c_void_p
+    )
+    kernel32.GetProcAddress.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    kernel32.CreateRemoteThread.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_uint, ctypes.c_void_p]
+    handle = kernel32.OpenProcess(0x1F0FFF, False, process_id)
+    routine = kernel32.GetProcAddress(kernelbase._handle, b"CtrlRoutine")
+    assert handle and routine
+    assert kernel32.CreateRemoteThread(handle, None, None, routine, event, 0, None)
+
+
+# ---- The program's own functions -------------------------------------------------------------------------------------
+
+
+class Probes:
+    """Each method's name is a key of the result, and what it returns or raises the value."""
+
+    def __init__(self, project: str, config: str, folder: str) -> None:
+        sys.path.insert(0, project)
+        import mailing_pipeline
+
+        self.program, self.config, self.folder = mailing_pipeline, config, Path(folder)
+        self.settings = mailing_pipeline.load_settings(Path(config), {}, sends=True, knows_host=True)
+        self.clock = mailing_pipeline.Clock()
+
+    def all(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        work = [name for name in vars(Probes) if not name.startswith("_") and name != "all"]
+        threads = [threading.Thread(target=self._keep, args=(found, name), daemon=True) for name in work]
+        for thread in threads:  # at once, since most of them wait
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return found
+
+    def _keep(self, found: dict[str, Any], name: str) -> None:
+        found[name] = self._said(getattr(self, name))
+
+    def _said(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            message = getattr(error, "message", None) or str(error)
+            return {"raised": type(error).__name__, "message": message, "hint": getattr(error, "hint", "")}
+
+    def _seconds(self, action: Callable[[], Any]) -> dict[str, Any]:
+        start_s = time.monotonic()
+        return {"result": self._said(action), "seconds": time.monotonic() - start_s}
+
+    def platform(self) -> list[str]:
+        return [os.name, ".".join(map(str, sys.version_info[:2])), os.sep]
+
+    def file_names(self) -> dict[str, Any]:
+        patterns = [
+            "mailing_{campaign}_%d-%m_%H-%M.csv",
+            "{campaign}_%#d_%e.csv",
+            "ação_ção_{campaign}.csv",
+            "{campaign}_%-d.csv",
+            "{campaign}_%P.csv",
+            "{campaign}_%s.csv",
+            "{campaign}_%k.csv",
+            "{campaign}_%5d.csv",
+            "{campaign}_%",
+            "{campaign}_%X.csv",
+            "{campaign}_%H%:z.csv",
+            "C:{campaign}.csv",
+            "{campaign}.csv:hidden",
+            "{campaign}.csv.",
+            "{campaign}.csv ",
+            "pasta\\{campaign}.csv",
+            "con.{campaign}.csv",
+            "nul.%H.csv",
+            "COM1 .{campaign}",
+            "mailing_con_{campaign}.csv",
+            "{campaign}" + "x" * 250,
+        ]
+        program, now = self.program, self.clock.now()
+
+        def rendered(pattern: str) -> str:
+            text: str = program.render_file_name(program.file_name_pattern(pattern), "alfa", now)
+            return text
+
+        return {pattern: self._said(lambda pattern=pattern: rendered(pattern)) for pattern in patterns}  # type: ignore[misc]
+
+    def reserved_campaigns(self) -> dict[str, Any]:
+        """Campaigns called as devices are, with a prefix in the file name and without."""
+
+        def load(name: str, pattern: str) -> str:
+            folder = self.folder / f"queries {name} {len(pattern)}"
+            folder.mkdir()
+            (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
+            loaded: str = self.program.load_campaigns(folder, self.settings)[0].name
+            return loaded
+
+        names = ("con", "nul", "aux", "prn", "com1", "lpt9")
+        patterns = ("mailing_{campaign}.csv", "{campaign}.csv")
+        return {
+            pattern: {name: self._said(lambda n=name, p=pattern: load(n, p)) for name in names} for pattern in patterns
+        }  # type: ignore[misc]
+
+    def same_name_in_capitals(self) -> list[str]:
+        """The local files of two campaigns whose names differ in capitals alone."""
+        folder = self.folder / "queries capitals"
+        folder.mkdir()
+        for name, pattern in (("alfa", "Lista_%d-%m_%H-%M.csv"), ("beta", "lista_%d-%m_%H-%M.csv")):
+            (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
+        campaigns = self.program.load_campaigns(folder, self.settings)
+        exports = self.program.new_exports(campaigns, self.folder, self.clock.now(), lambda name: False)
+        return [str(export.path).lower() for export in exports]
+
+    def query_files(self) -> list[str]:
+        folder = self.folder / "queries order"
+        folder.mkdir()
+        for name in ("20_beta.sql", "10_alfa.sql", "B_gama.txt", "30_gama.sql.bak"):
+            (folder / name).write_bytes(b"\xef\xbb\xbf-- min_rows: 1\r\nSELECT 1 AS telefone\r\n")
+        return [campaign.name for campaign in self.program.load_campaigns(folder, self.settings)]
+
+    def mangled_paths(self) -> dict[str, Any]:
+        r"""What quotes of config.env make of \\servidor\pasta and C:\nova\tabela; and what a plain path stays."""
+        lines = {
+            "unc in single quotes": r"OUTPUT_DIR='\\servidor\pasta'",
+            "double quotes": r'OUTPUT_DIR="C:\nova\tabela"',
+            "unc without quotes": r"OUTPUT_DIR=\\servidor\pasta",
+            "unc with slashes": r"OUTPUT_DIR='//servidor/pasta'",
+            "single quotes": r"OUTPUT_DIR='C:\nova\tabela'",
+            "without quotes": r"OUTPUT_DIR=C:\nova pasta\tabela",
+        }
+
+        def output(line: str) -> str:
+            path = self.folder / f"mangled {abs(hash(line))}.env"
+            path.write_text(line + "\n")
+            return str(self.program.load_settings(path, {}, sends=False, knows_host=False).output)
+
+        return {what: self._said(lambda line=line: output(line)) for what, line in lines.items()}  # type: ignore[misc]
+
+    def winsock_errors(self) -> dict[str, list[Any]]:
+        r"""Retries and whether the session is dead, for errors as a Portuguese Windows words them."""
+        found = {}
+        for number in (10038, 10050, 10051, 10052, 10053, 10054, 10060, 10061, 10064, 10065):
+            error, dead = self.program.sftp_error(OSError(0, "rede inacessível", None, number), "writing")
+            found[str(number)] = [error.retries, dead, error.hint]
+        return found
+
+    def refused_connections(self) -> dict[str, Any]:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            values = {"sftp_host": "127.0.0.1", "sftp_port": port}
+            settings = self.program.dataclass_replace(
+                self.settings, libpq={**self.settings.libpq, "port": str(port)}, **values
+            )
+            database = self.program.Database(settings, self.program.Deadline(self.clock, 1))
+            found = {}
+            for what, action in (("database", database.connect), ("sftp", self.program.DropFolders(settings).connect)):
+                try:
+                    action()
+                except self.program.PipelineError as error:
+                    found[what] = [int(error.exit_code), error.retries, error.down, error.message]
+            return found
+
+    def a_stopped_query(self) -> dict[str, Any]:
+        """pg_sleep under a deadline of one second: select() on a socket, with a time limit."""
+        program = self.program
+        deadline = program.Deadline(self.clock, 1 / 60)
+        database = program.Database(self.settings, deadline)
+        session = database.connect()
+        try:
+            return self._seconds(lambda: session.run("SELECT pg_sleep(30)", "probe"))
+        finally:
+            session.close()
+
+    def a_silent_sftp_server(self) -> dict[str, Any]:
+        """A login to a server that says nothing, broken off from another thread after a second, as the watchdog does."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            settings = self.program.dataclass_replace(self.settings, sftp_host="127.0.0.1", sftp_port=port)
+            drops = self.program.DropFolders(settings)
+            threading.Timer(1, drops.drop).start()
+            return self._seconds(drops.connect)
+
+    def replace(self) -> dict[str, Any]:
+        """os.replace while another program holds one of the two files."""
+        found: dict[str, Any] = {}
+
+        def one(which: str, share: str, seconds: float) -> None:
+            source, target = (self.folder / f"{which} {seconds}.{end}" for end in ("part", "csv"))
+            for path in (source, target):
+                path.write_text(path.suffix)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(held(target if which == "target" else source, share))
+                threading.Timer(seconds, stack.pop_all().close).start()
+                result = self._seconds(lambda: self.program.patient_replace(source, target))
+            found[f"{which} {seconds:g}"] = result | {"target": target.read_text() if not result["result"] else ""}
+
+        cases = [("target", "reading", 1.0), ("source", "reading", 1.0), ("target", "nothing", 5.0)]
+        threads = [threading.Thread(target=one, args=case) for case in cases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    def a_followed_file(self) -> list[str]:
+        """A mailing that is read while it grows, and then takes its name."""
+        export = self.program.Export(None, self.folder / "grows.csv", threading.Condition())
+        export.attempt, export.file = 1, self.program.LocalFile(export.path)
+        seen = []
+        for text in (b"one", b"two"):
+            export.file.write(text)
+            seen.append(export.read(1, 0, 100).decode())
+        export.file.finish()
+        export.file.keep()
+        seen.append(export.read(1, 3, 100).decode())
+        return [*seen, export.path.read_text(), str(export.path.with_name("grows.csv.part").exists())]
+
+    def long_path(self) -> dict[str, Any]:
+        folder = self.folder / ("a" * 100) / ("ç" * 60) / ("c" * 100)
+        folder.mkdir(parents=True)
+
+        def file() -> str:
+            file = self.program.LocalFile(folder / "mailing.csv")
+            file.write(b"1")
+            file.finish()
+            file.keep()
+            return (folder / "mailing.csv").read_text()
+
+        def ledger() -> list[int]:
+            with contextlib.closing(self.program.Ledger(folder / "ledger" / "l.sqlite3", self.clock)) as ledger:
+                ledger.start("slot", "alfa", PurePosixPath("/entrada"), "file")
+                return [len(ledger.entries("campaign = ?", "alfa"))]
+
+        def lock() -> str:
+            with self.program.only_run(folder / "run.lock", "me", self.clock, 0):
+                try:
+                    with self.program.only_run(folder / "run.lock", "you", self.clock, 0):
+                        return "twice"
+                except self.program.Busy as error:
+                    return str(error.message)
+
+        return {
+            "length": len(str(folder)),
+            "file": self._said(file),
+            "ledger": self._said(ledger),
+            "lock": self._said(lock),
+        }
+
+    def clock(self) -> dict[str, Any]:
+        clock = self.program.Clock()
+        before_s = clock.steady_s()
+        waited = self._seconds(lambda: clock.wait(threading.Event(), 0.7))
+        return {
+            "now": clock.now().isoformat(),
+            "log": self.program.LocalTimeFormatter("%(asctime)s").format(logging.makeLogRecord({})),
+            "waited": waited,
+            "steady": clock.steady_s() - before_s,
+        }
+
+    def remote_paths(self) -> list[str]:
+        base = self.program.remote_path("/entrada")
+        return [
+            str(base / "alfa"),
+            str(base / "/outra/pasta"),
+            str(self._said(lambda: self.program.remote_path("a\\b"))),
+        ]
+
+
+def probe(project: str, config: str, folder: str) -> None:
+    probes = Probes(project, config, folder)
+    found = probes.all()
+    # Alone, since others would print meanwhile: the program with no standard streams, as under pythonw.
+    streams = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = None
+    try:
+        codes = [
+            probes._said(lambda options=options: int(probes.program.main(["--config", config, *options], {})))  # type: ignore[misc]
+            for options in (["--status"], ["--status", "--json"], ["--only", "nobody"], ["--dry-run", "--scheduled"])
+        ]
+    finally:
+        sys.stdout, sys.stderr = streams
+    print(json.dumps(found | {"without_streams": codes}))
+
+
+if __name__ == "__main__":
+    {"probe": probe, "hold": hold, "press": press}[sys.argv[1]](*sys.argv[2:])
