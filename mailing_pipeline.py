@@ -2195,18 +2195,21 @@ def print_report(report: Report, console: Console, language: str) -> None:
             overflow="fold",
             no_wrap=name != "campaign",
         )
+    watched = any(outcome.pickup for outcome in report.outcomes)
+    if watched:
+        table.add_column(say("picked up"), no_wrap=True)
     table.add_column(say("remote path" if dry else "drop folder"), overflow="fold")
     for outcome in report.outcomes:
         numbers = [f"{outcome.rows:,}", f"{outcome.rejected:,}", *([str(outcome.columns)] if dry else [])]
         numbers = [say(number) for number in (*numbers, human_size(outcome.size_bytes), f"{outcome.seconds:.1f}")]
         path = str(PurePosixPath(outcome.folder) / outcome.file) if dry else outcome.folder
         verdict = f"[{VERDICT_STYLES.get(outcome.verdict, 'default')}]{say(outcome.verdict)}[/]"
-        table.add_row(outcome.campaign, verdict, *numbers, path)
+        taken = outcome.pickup.removeprefix(PICKED_UP) if outcome.pickup.startswith(PICKED_UP) else ""
+        table.add_row(outcome.campaign, verdict, *numbers, *([taken] if watched else []), path)
     console.print(table)
     for outcome in report.outcomes:
-        told = outcome.message or outcome.pickup
-        if told:
-            tell(console, f"{outcome.campaign}: {say(outcome.verdict)}: {say(told)}", say(outcome.hint))
+        if outcome.message:
+            tell(console, f"{outcome.campaign}: {say(outcome.verdict)}: {say(outcome.message)}", say(outcome.hint))
     tell(console, say(f"exit code {report.exit_code.value}: {report.exit_code.meaning}"))
 
 
@@ -2484,7 +2487,7 @@ class Courier:
         self.outcomes[outcome.campaign] = outcome
         self._pending.remove(export)
         figures = f"{outcome.file}: {outcome.rows} contacts, {outcome.size_bytes} bytes" if outcome.size_bytes else ""
-        told = " ".join(text for text in (figures, outcome.message, outcome.hint and f"({outcome.hint})") if text)
+        told = "; ".join(text for text in (figures, outcome.message, outcome.hint) if text)
         level = logging.ERROR if outcome.exit_code else logging.INFO
         log.log(level, "%s: %s: %s", outcome.campaign, outcome.verdict, told)
 
@@ -2660,10 +2663,10 @@ class Courier:
         if errors and self.drops.size(self.settings.sftp_base_dir / errors / file) is not None:
             return REFUSED_PICKUP
         gone = self.drops.size(campaign.folder / file) is None
-        return f"picked up at {self.deadline.clock.now():%H:%M:%S}" if gone else ""
+        return f"{PICKED_UP}{self.deadline.clock.now():%H:%M:%S}" if gone else ""
 
     def _note_pickup(self, outcome: Outcome, pickup: str) -> None:
-        if pickup.startswith("picked"):
+        if pickup.startswith(PICKED_UP):
             outcome = dataclass_replace(outcome, pickup=pickup)
             log.info("%s: %s: %s", outcome.campaign, outcome.file, pickup)
         else:
@@ -2684,7 +2687,7 @@ class Courier:
         return f"the dialer has not taken the previous mailing {last[0].file}"
 
 
-REFUSED_PICKUP = "refused by the dialer"
+PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
 
 
 class Superseded(Exception):
@@ -3695,6 +3698,7 @@ PORTUGUESE: dict[str, str] = {
     "size": "tamanho",
     "seconds": "seg.",
     "remote path": "caminho remoto",
+    "picked up": "coletado",
     "drop folder": "pasta de entrega",
     "waiting": "aguardando",
     "reading, {} contacts": "lendo, {} contatos",

@@ -158,6 +158,7 @@ def write_config(folder: Path, postgres: LocalPostgres, sftp: SftpServer, base_d
         # So that the demo works at any hour of any day; the defaults are mon-sat and 08:00-20:00.
         "RUN_DAYS": "mon-sun",
         "RUN_HOURS": "00:00-23:59",
+        "PICKUP_TIMEOUT_SECONDS": "10",
     }
     file = folder / "config.env"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as config:
@@ -194,16 +195,19 @@ def stage(folder: Path) -> Iterator[tuple[Path, Dialer]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def run_program(config: Path) -> int:
-    """Run the program as a user would and show its output as it comes; returns its exit code."""
+def run_program(config: Path, **settings: str) -> int:
+    """Run the program as a user would and show its output as it comes; returns its exit code.
+
+    settings are given as environment variables, which win over config.env.
+    """
     command = [sys.executable, str(PROGRAM), "--config", str(config)]
     environ = {key: value for key, value in os.environ.items() if not PROGRAM_SETTINGS.fullmatch(key)}
-    environ |= {
-        "PYTHONUTF8": "1",
-        "PYTHONUNBUFFERED": "1",
-        "COLUMNS": str(shutil.get_terminal_size((120, 24)).columns - 2),
-    }
+    environ |= {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | settings
     say(f"\n$ {shell_line(command)}")
+    if sys.stdout.isatty():  # the program draws its progress there: meanwhile the dialer keeps its lines to itself
+        with _printing:
+            return subprocess.run(command, env=environ, check=False).returncode
+    environ["COLUMNS"] = str(shutil.get_terminal_size((120, 24)).columns - 2)
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
     ) as process:
@@ -243,6 +247,24 @@ def is_whole(arrival: Arrival, output: Path) -> bool:
     return len(exported) == 1 and hashlib.sha256(exported[0].read_bytes()).hexdigest() == arrival.sha256
 
 
+HELD_QUERY = """-- folder: mutirao
+-- min_rows: 500
+SELECT telefone AS telefone_1 FROM (VALUES ('11999990001'), ('11999990002')) AS collapsed (telefone)
+"""
+
+
+def show_a_held_mailing(config: Path, folder: Path, dialer: Dialer) -> list[str]:
+    """Run a query that has collapsed to two contacts: the program must hold it; returns what is wrong."""
+    queries = folder / "collapsed"
+    queries.mkdir()
+    (queries / "70_mutirao.sql").write_text(HELD_QUERY, encoding="utf-8")
+    before = len(dialer.record)
+    say("\nA mailing that must not go out: its query has collapsed to two contacts.")
+    code = run_program(config, QUERIES_DIR=queries.as_posix())
+    faults = [] if code == 4 else [f"the collapsed mailing ended with exit code {code} instead of 4"]
+    return faults + (["the collapsed mailing was sent"] if len(dialer.record) > before else [])
+
+
 def show_lines(arrival: Arrival, count: int = 4) -> None:
     say(f"\nThe first lines of {arrival.name} (nobody in it exists):")
     for line in arrival.path.read_bytes().splitlines()[:count]:
@@ -277,6 +299,8 @@ def play(keep: bool) -> int:
             faults = show_arrivals(arrivals, folder / "output")
             if code != 0:
                 faults.insert(0, f"mailing_pipeline.py ended with exit code {code}")
+            if not faults:
+                faults = show_a_held_mailing(config, folder, dialer)
             if arrivals:
                 show_lines(next((each for each in arrivals if each.campaign == "cobranca_30d"), arrivals[0]))
             if faults:
@@ -284,6 +308,9 @@ def play(keep: bool) -> int:
             else:
                 seconds = time.monotonic() - started
                 say(f"\nAll {len(arrivals)} mailings are in the dialer's hands, whole ({seconds:.1f} s).")
+            page = Path(tempfile.gettempdir()) / "mailing-demo-status.html"
+            shutil.copyfile(folder / "output" / "status.html", page)
+            say(f"What the status page says of it: {page}")
             if keep:
                 keep_open(config)
     return 1 if faults else 0

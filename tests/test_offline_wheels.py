@@ -1,8 +1,8 @@
 """Without internet: the README's `pip download` line brings all that run_pipeline.bat installs on Windows.
 
-pip picks wheels for Windows on any machine, but asks the conditions of packages ("only on Windows", "only before Python
-3.13") of the Python it runs on. So on Linux it leaves out what only Windows needs: the line names those packages, and here the
-conditions are asked again, for Windows. Several 100 MB of wheels are looked at: on request, and in CI.
+pip picks wheels for Windows on any machine, but asks the conditions of packages ("only on Windows", "only before
+Python 3.13") of the Python it runs on, and so may leave out what only Windows needs. Therefore the line names those
+packages, and here the conditions are asked again, for Windows. It takes the internet: on request, and in CI.
 """
 
 import json
@@ -22,7 +22,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 on_request = pytest.mark.skipif(
     os.environ.get("CI") != "true" and os.environ.get("ONLINE_TESTS") != "1",
-    reason="looks at several 100 MB of wheels on the internet; ONLINE_TESTS=1 asks for it",
+    reason="asks the package index, for half a minute; ONLINE_TESTS=1 asks for it",
 )
 
 
@@ -83,14 +83,8 @@ def test_the_readme_says_the_line_once_with_what_pip_must_be_told_on_another_pla
 
 
 def test_the_conditions_of_packages_are_asked_for_windows_and_for_the_python_in_question():
-    needs = [
-        "c; sys_platform == 'win32'",
-        "d; python_version < '3.13'",
-        "e; extra == 'x'",
-        "f; extra == 'y'",
-        "g; os_name == 'posix'",
-    ]
-    packages = {"a": {"needs": needs}, "c": {"needs": ["H_h"]}}
+    conditions = ["c; sys_platform == 'win32'", "d; python_version < '3.13'", "g; os_name == 'posix'"]
+    packages = {"a": {"needs": [*conditions, "e; extra == 'x'", "f; extra == 'y'"]}, "c": {"needs": ["H_h"]}}
     assert needed_on_windows(["A[x]>=1"], "3.13", packages) == {"a", "c", "e", "h-h"}
     assert needed_on_windows(["A"], "3.12", packages) == {"a", "c", "d", "h-h"}
 

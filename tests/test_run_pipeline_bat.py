@@ -1,4 +1,4 @@
-"""run_pipeline.bat in a real command interpreter: Wine's cmd.exe, with stand-ins for Python and schtasks (tests/windows).
+"""run_pipeline.bat in a real command interpreter: Wine's cmd.exe, with stand-ins for Python and schtasks.
 
 What Wine cannot show, a real PC must (tests/README.md). Two places where Wine 8's cmd differs from Windows':
 - it expands % in %* a second time, so that a per cent sign is doubled here to arrive as one;

@@ -1,4 +1,4 @@
-"""What a test needs from the machine: missing, it is skipped with the reason. In CI, which is to run all of them, it fails."""
+"""What a test needs from the machine: missing, it is skipped with the reason. In CI, which is to run all, it fails."""
 
 import importlib
 import os

@@ -1,7 +1,7 @@
 """A Windows command line on Linux: Wine's cmd.exe, and stand-ins for the programs that run_pipeline.bat calls.
 
-The stand-ins (standin.c) decide nothing. Each call is reported to a Desk here, which records it and answers with an exit
-code; so a test says in Python what python.exe, pip or schtasks.exe did, and afterwards reads what they were asked to do.
+The stand-ins (standin.c) decide nothing. Each call is reported to a Desk here, which records it and answers with an
+exit code; so a test says in Python what python.exe, pip or schtasks.exe did, and then reads what they were asked to do.
 """
 
 import os
