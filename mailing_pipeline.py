@@ -1096,11 +1096,13 @@ class Session:
     def _wait(self, source: str) -> None:
         from psycopg import OperationalError
 
-        while not self._selector.select(timeout=0.5):  # so that a stop is noticed within half a second
+        while True:
             self.deadline.check()
             if self.deadline.clock.steady_s() > self.limit_s:
                 hint = "the server neither answers nor ends the query; " + ASK_ADMINISTRATOR
                 raise DatabaseError(f"{source}: the database fell silent", hint, retries=ONCE_MORE)
+            if self._selector.select(timeout=0.5):  # so that a stop is noticed within half a second
+                break
         try:
             self.pgconn.consume_input()
         except OperationalError:

@@ -248,8 +248,11 @@ def test_an_environment_that_is_not_whole_is_made_anew(pc, half):
         pc.desk.replies.append(lambda call: (103, "") if ".venv" in call.path and not pc.desk.modules() else None)
     if half == "other requirements":
         (pc.folder / "requirements.txt").write_text("psycopg[binary]>=99\n")
+    leftover = pc.folder / ".venv" / "half_a_package.py"
+    leftover.touch()
     assert pc.call("--check").code == 0
     assert pc.desk.modules() == ["venv", "pip"]
+    assert not leftover.exists()
     assert len(pc.desk.jobs()) == 1
     installed = (pc.folder / ".venv" / "requirements.installed").read_text()
     assert installed == (pc.folder / "requirements.txt").read_text()
