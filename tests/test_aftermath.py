@@ -223,6 +223,18 @@ def test_a_previous_mailing_that_still_stands_there_is_told(stage: Stage) -> Non
     assert second.verdicts == {"a": "delivered"}
 
 
+def test_a_mailing_that_the_dialer_refused_needs_a_person(stage: Stage) -> None:
+    """A dialer that moves what it cannot read into a folder of its own."""
+    stage.query("10_a", ONE, pickup=20, pickup_error_folder=stage.remote_base / "erros" / "a")
+    stage.query("20_b", ONE)
+    with stage.dialer(taken=stage.base / "erros"):
+        result = stage.deliver()
+    assert result.exit_code == 4 and "refused" in result.campaigns["a"]["pickup"]
+    assert result.campaigns["a"]["hint"] and result.campaigns["b"]["pickup"] == ""
+    assert result.verdicts == {"a": "delivered", "b": "delivered"}
+    assert stage.deliver("--only", "b").exit_code == 0
+
+
 def test_without_a_pickup_timeout_nobody_waits(stage: Stage) -> None:
     stage.query("10_a", ONE)
     result = stage.deliver()

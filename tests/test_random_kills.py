@@ -3,8 +3,8 @@
 A round: 4 to 6 campaigns, a program that is hit by what this round's kind says, then run again to the end, then again in
 the next slot. Nothing may arrive twice, in parts, or not at all.
 
-    RANDOM_KILLS=300 TWO_AT_ONCE=100 python -m pytest tests/test_random_kills.py     the long run
-    RANDOM_KILLS_SEED=… RANDOM_KILLS=1 …                                              one round again, as its failure says
+    RANDOM_KILLS=300 RANDOM_FAULTS=300 TWO_AT_ONCE=100 python -m pytest tests/test_random_kills.py     the long run
+    RANDOM_KILLS_SEED=… RANDOM_KILLS=1 …                          one round again, as the message of its failure says
 
 Chance decides the moments; the seed repeats what was drawn, and the machine's own timing only nearly so. Figures of every
 run are printed at the end (-rP), and appended to the file that RANDOM_KILLS_FIGURES names.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -32,11 +33,12 @@ from rig.theatre import Rig
 pytest_plugins = ["rig.plugin"]
 
 ROUNDS = int(os.environ.get("RANDOM_KILLS", "20"))
+FAULTY_ROUNDS = int(os.environ.get("RANDOM_FAULTS", "20"))
 TWO_AT_ONCE = int(os.environ.get("TWO_AT_ONCE", "10"))
 SEED = int(os.environ.get("RANDOM_KILLS_SEED") or random.SystemRandom().randrange(10**9))
 LONGEST_S = 1.6  # from a program's start to its hit; most runs are over by then
 
-pytestmark = pytest.mark.timeout(120 + 12 * (ROUNDS + TWO_AT_ONCE))
+pytestmark = pytest.mark.timeout(120 + 12 * (ROUNDS + FAULTY_ROUNDS + TWO_AT_ONCE))
 
 
 @dataclass
@@ -76,6 +78,13 @@ def kill_program(scene: Scene) -> int:
     return alive and scene.program.code == -9
 
 
+def interrupt(scene: Scene) -> int:
+    """Ctrl+C."""
+    alive = scene.program.running
+    scene.program.send(signal.SIGINT)
+    return alive
+
+
 def cut_sftp(scene: Scene) -> int:
     return scene.sftp.cut()
 
@@ -97,12 +106,26 @@ def kill_sftp_server(scene: Scene) -> int:
     return server.kill_sessions("sftp-server")
 
 
+def kill_connection(scene: Scene) -> int:
+    server = scene.rig.stage.sftp
+    assert isinstance(server, OpenSshServer)
+    return server.kill_sessions("sshd")
+
+
+def restart_postgres(scene: Scene) -> int:
+    scene.rig.stage.database.restart("immediate")
+    return 1
+
+
 FAULTS: dict[str, Callable[[Scene], int]] = {
     "kill -9": kill_program,
+    "Ctrl+C": interrupt,
     "SFTP line cut": cut_sftp,
     "database line cut": cut_database,
     "backends terminated": terminate_backends,
     "sftp-server killed": kill_sftp_server,
+    "sshd's session killed": kill_connection,
+    "PostgreSQL crashed": restart_postgres,
 }
 # Alone, and together: what a round does, one after the other, at moments of its own.
 KINDS = [
@@ -112,6 +135,11 @@ KINDS = [
     ["database line cut"],
     ["backends terminated"],
     ["sftp-server killed"],
+    ["sshd's session killed"],
+    ["PostgreSQL crashed"],
+    ["Ctrl+C"],
+    ["Ctrl+C", "SFTP line cut"],
+    ["PostgreSQL crashed", "kill -9"],
     ["SFTP line cut", "kill -9"],
     ["backends terminated", "kill -9"],
     ["sftp-server killed", "SFTP line cut", "database line cut"],
@@ -165,9 +193,9 @@ def judge(rig: Rig, names: list[str], slots: int, seed: int, figures: Figures) -
     figures.judged += len(arrivals)
     broken = rig.violations()
     broken += [f"{name} arrived in {count} of {slots} slots" for name in names if (count := sum(a.campaign == name for a in arrivals)) != slots]
-    broken += [f"left over: {name}" for name in rig.leftovers()]
+    broken += [f"left over: {name}" for name in rig.leftovers() if name.startswith(".part-")]
     figures.violations += len(broken)
-    again = f"RANDOM_KILLS_SEED={seed} RANDOM_KILLS=1 TWO_AT_ONCE=1 python -m pytest tests/test_random_kills.py"
+    again = f"RANDOM_KILLS_SEED={seed} RANDOM_KILLS=1 RANDOM_FAULTS=1 TWO_AT_ONCE=1 python -m pytest tests/test_random_kills.py"
     assert not broken, f"{broken}\nagain: {again}\n{rig.log()}\n{json.dumps(rig.ledger, indent=1)}"
 
 
@@ -205,6 +233,64 @@ def test_random_kills_at_random_moments(rig: Rig) -> None:
             clear(rig)
             figures.rounds += 1
     figures.tell("random kills", time.monotonic() - start)
+
+
+# What the server does, at any request of the protocol. Hash mode: a server that stores something else is found out. Not here,
+# because nobody can find it out: a server that says OK to a rename and does not do it.
+WRONGS = {
+    "open": ["refuse", "forbid", "cut", "hang", "ignore", "do, then cut", "do, then hang"],
+    "write": ["refuse", "cut", "hang", "ignore", "do, then cut", "pretend", "flip", "store less", "store, then cut"],
+    "fstat": ["refuse", "forbid", "cut", "hang"],
+    "close": ["refuse", "cut", "hang", "do, then cut", "do, then hang"],
+    "stat": ["refuse", "forbid", "cut", "hang", "ignore"],
+    "read": ["refuse", "cut", "hang"],
+    "rename": ["refuse", "forbid", "cut", "hang", "ignore", "do, then cut", "do, then hang", "do, then ignore"],
+    "remove": ["refuse", "forbid", "cut", "hang", "do, then cut"],
+    "session": ["refuse", "hang", "cut"],
+    "subsystem": ["refuse", "hang", "cut"],
+    "init": ["hang", "cut"],
+    "password": ["hang", "cut"],
+}
+
+
+def test_random_faults_of_the_server(rig: Rig) -> None:
+    """38 to 56, several at once and after each other, and kill -9 among them."""
+    figures, start = Figures(SEED), time.monotonic()
+    print(f"RANDOM_KILLS_SEED={SEED}")
+    impatient = {"CONNECT_TIMEOUT_S": 2, "SFTP_TIMEOUT_S": 0.6}
+    with rig.faulty_server() as server:
+        for number in range(FAULTY_ROUNDS):
+            seed = SEED + number
+            chance = random.Random(seed)
+            names = prepare(rig, chance, number)
+            rig.settings(SFTP_VERIFY="hash")
+            with rig.dialer(take=chance.random() < 0.8):
+                for _ in range(chance.randint(1, 2)):
+                    before = server.committed
+                    for _ in range(chance.randint(1, 4)):
+                        request = chance.choice([*WRONGS, "rename", "rename"])
+                        server.commits(request, chance.choice(WRONGS[request]), chance.choice([1, 1, 1, 2, 100]))
+                        server.faults[-1].skip = chance.choice([0, 0, 1, 2, 5])
+                    program = rig.start("--scheduled", constants=impatient)
+                    if chance.random() < 0.3:
+                        program.ended.wait(chance.uniform(0.05, 1))
+                        figures.faults["kill -9"] += program.running
+                        program.kill()
+                    program.wait(90)
+                    figures.programs += 1
+                    figures.ended[str(program.code)] += 1
+                    figures.faults["server's faults"] += server.committed - before
+                server.recovers()
+                to_the_end(rig, figures)
+                rig.clock.jump(3600, steady_too=True)
+                to_the_end(rig, figures)
+                judge(rig, names, 2, seed, figures)
+            rig.clock.jump(-3600, steady_too=False)
+            clear(rig)
+            for drop in rig.stage.drops.values():
+                shutil.rmtree(drop)
+            figures.rounds += 1
+    figures.tell("random faults of the server", time.monotonic() - start)
 
 
 def clear(rig: Rig) -> None:

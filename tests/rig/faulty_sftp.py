@@ -70,11 +70,16 @@ class Fault:
     times: int
     path: str
     at_byte: int | None
+    skip: int = 0  # so many requests that fit are spared first
 
     def fits(self, request: Request) -> bool:
         """Whether this request is the one."""
         here = self.at_byte is None or request.offset <= self.at_byte < request.end
-        return self.times > 0 and self.request == request.name and self.path in request.path and here
+        fits = self.times > 0 and self.request == request.name and self.path in request.path and here
+        if fits and self.skip:
+            self.skip -= 1
+            return False
+        return fits
 
 
 class FaultyServer(local_servers.ParamikoServer):
