@@ -240,9 +240,11 @@ def test_with_a_staging_folder_only_final_names_ever_stand_in_the_drop_folder(st
 @pytest.mark.parametrize("directive", [True, False])
 def test_final_names_follow_file_name(stage: Stage, directive: bool) -> None:
     pattern = "{campaign}@%Y%m%d-%H%M%S ção.txt"
-    if not directive:
+    if directive:
+        stage.query("10_a", ONE, file_name=pattern)
+    else:
         stage.settings(FILE_NAME=pattern)
-    stage.query("10_a", ONE, **({"file_name": pattern} if directive else {}))
+        stage.query("10_a", ONE)
     assert stage.deliver(now=NOON).exit_code == 0
     assert stage.files("a")[0].startswith("a@20261222-1200")
     assert stage.files("a")[0].endswith(" ção.txt")
@@ -301,9 +303,7 @@ def test_a_long_export_is_uploaded_while_it_is_written(stage: Stage) -> None:
     [(SLOW, {"max_rows": 950}), (SLOW, {"min_rows": 2000}), (SLOW.replace("n,", "1 / (n - 950) AS n,"), {})],
     ids=["max_rows", "min_rows", "error"],
 )
-def test_an_upload_whose_mailing_is_refused_leaves_nothing(
-    stage: Stage, sql: str, directives: dict[str, object]
-) -> None:
+def test_an_upload_whose_mailing_is_refused_leaves_nothing(stage: Stage, sql: str, directives: dict[str, Any]) -> None:
     stage.query("10_a", sql, **directives)
     with stage.dialer(pattern="*", take=False) as dialer:
         assert stage.deliver().exit_code == 4
@@ -377,7 +377,7 @@ def test_what_is_the_matter_on_the_way_to_one_folder_does_not_stop_the_others(st
 class FlippingHandle(FolderHandle):
     """Stores one byte other than it was sent."""
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: Any) -> int:
         return int(super().write(offset, bytes([data[0] ^ 1]) + data[1:]))
 
 
@@ -388,7 +388,7 @@ class FlippingFiles(FolderFiles):
 class ForgetfulHandle(FolderHandle):
     """Says OK and stores less."""
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: Any) -> int:
         return int(super().write(offset, data[:-1]))
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -24,7 +25,7 @@ from mailing_pipeline import CsvFormat, clean_phones, to_csv, to_frame
 FINAL = "mailing_a_22-12_12-00.csv"
 
 
-def export(stage: Stage, sql: str, **directives: object) -> bytes:
+def export(stage: Stage, sql: str, **directives: Any) -> bytes:
     """The bytes that the dialer gets for a query."""
     stage.query("10_a", sql, **directives)
     result = stage.deliver(now=NOON)
@@ -112,7 +113,7 @@ def test_blocks_leave_no_trace_in_the_bytes(stage: Stage) -> None:
 @pytest.mark.parametrize("where", ["the query file", "config.env"])
 def test_the_csv_is_written_as_it_was_asked_for(
     stage: Stage,
-    directives: dict[str, str],
+    directives: dict[str, Any],
     expected: bytes,
     where: str,
     small_blocks: None,  # noqa: ARG001
@@ -469,7 +470,7 @@ def test_query_workers_says_how_many_queries_run_at_a_time(stage: Stage, workers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def fails(stage: Stage, sql: str, **directives: object) -> Result:
+def fails(stage: Stage, sql: str, **directives: Any) -> Result:
     """A run of a query that fails beside one that does not."""
     stage.query("10_a", sql, **directives)
     stage.query("20_b", "SELECT 1 AS n")

@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 from stage import NOON, FakeClock, Stage
 
@@ -87,7 +88,7 @@ def test_promise_4_every_value_is_the_text_that_postgres_wrote(stage: Stage) -> 
 
 
 def test_promise_5_an_empty_collapsed_exploded_or_reshaped_mailing_is_held_and_said_so(stage: Stage) -> None:
-    queries = {
+    queries: dict[str, dict[str, Any]] = {
         "vazio": {"min_rows": 1},
         "caido": {"max_drop": "50%"},
         "explodido": {"max_rows": 2000},
