@@ -197,9 +197,7 @@ def test_a_wrong_key_is_tried_once(rig: Rig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passphrase", ["", "wrong-canary"])
-def test_a_key_whose_passphrase_is_missing_or_wrong_is_told_as_that(
-    rig: Rig, tmp_path: Path, passphrase: str
-) -> None:
+def test_a_key_whose_passphrase_is_missing_or_wrong_is_told_as_that(rig: Rig, tmp_path: Path, passphrase: str) -> None:
     """34."""
     rig.campaigns("alfa")
     key = paramiko.RSAKey.generate(2048)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import struct
-import threading
-import time
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from rig.theatre import Rig, until
 
@@ -105,12 +101,22 @@ def test_too_many_connections_is_a_matter_of_time(rig: Rig) -> None:
         rig.stage.execute("ALTER ROLE mailing CONNECTION LIMIT -1")
 
 
-@pytest.mark.parametrize(("sqlstate", "says"), [("57P03", "the database system is starting up"), ("57P03", "the database system is shutting down"), ("53300", "sorry, too many clients already")])
+@pytest.mark.parametrize(
+    ("sqlstate", "says"),
+    [
+        ("57P03", "the database system is starting up"),
+        ("57P03", "the database system is shutting down"),
+        ("53300", "sorry, too many clients already"),
+    ],
+)
 def test_a_database_that_is_starting_up_is_waited_for(rig: Rig, sqlstate: str, says: str) -> None:
     """5, 6. Said by the proxy in the server's words, since a real one starts too quickly to be met."""
     rig.campaigns("alfa")
     rig.settings(PGSSLMODE="disable")
-    fields = b"".join(kind + text.encode() + b"\0" for kind, text in ((b"S", "FATAL"), (b"V", "FATAL"), (b"C", sqlstate), (b"M", says)))
+    fields = b"".join(
+        kind + text.encode() + b"\0"
+        for kind, text in ((b"S", "FATAL"), (b"V", "FATAL"), (b"C", sqlstate), (b"M", says))
+    )
     with rig.database_line() as line, rig.dialer():
         line.answer_next(b"E" + struct.pack(">I", len(fields) + 5) + fields + b"\0", connections=2)
         assert rig.run().code == 0
@@ -154,7 +160,9 @@ def test_a_backend_that_is_terminated_after_many_rows_begins_its_mailing_anew(ri
 
 def test_an_error_after_many_rows_sends_nothing_of_them(rig: Rig) -> None:
     """9."""
-    rig.campaign("alfa", sql="SELECT 11980000000 + n AS telefone, 1 / (n - 100001) AS x FROM generate_series(1, 200000) AS n")
+    rig.campaign(
+        "alfa", sql="SELECT 11980000000 + n AS telefone, 1 / (n - 100001) AS x FROM generate_series(1, 200000) AS n"
+    )
     rig.campaign("beta")
     with rig.dialer():
         assert rig.run().code == 4
@@ -244,7 +252,9 @@ def test_a_database_that_is_restarted_between_two_queries(rig: Rig, mode: Any) -
 # 15 to 21: the data --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("guard", "state", "code"), [({}, "empty", 0), ({"min_rows": 0}, "empty", 0), ({"min_rows": 1}, "held", 4)])
+@pytest.mark.parametrize(
+    ("guard", "state", "code"), [({}, "empty", 0), ({"min_rows": 0}, "empty", 0), ({"min_rows": 1}, "held", 4)]
+)
 def test_an_empty_mailing_never_arrives(rig: Rig, guard: dict[str, int], state: str, code: int) -> None:
     """15."""
     rig.campaign("alfa", 0, **guard)
@@ -263,7 +273,9 @@ def test_a_mailing_that_collapsed_is_held(rig: Rig, rows: int, state: str) -> No
         for _ in range(3):
             assert rig.run().code == 0
             rig.clock.jump(3600, steady_too=True)
-        rig.stage.query("01_alfa", rig.stage.queries.joinpath("01_alfa.sql").read_text().replace("1, 100)", f"1, {rows})"))
+        rig.stage.query(
+            "01_alfa", rig.stage.queries.joinpath("01_alfa.sql").read_text().replace("1, 100)", f"1, {rows})")
+        )
         rig.run()
         assert rig.states()["alfa"] == state
         assert len(dialer.record) == 3 + (state == "delivered")
@@ -315,7 +327,9 @@ def test_garbage_in_a_phone_column_calls_nobody(rig: Rig) -> None:
     """19."""
     garbage = "VALUES ('abc', 'Ana'), ('', 'Bia'), (NULL, 'Caio'), ('00000000000', 'Davi'), ('11980000001', 'Eva'), ('9', 'Fabio')"
     rig.campaign("alfa", sql=f"SELECT * FROM ({garbage}) AS v(telefone, nome)", phones="telefone")
-    rig.campaign("beta", sql="SELECT 'abc' AS telefone, 'Ana' AS nome FROM generate_series(1, 50)", phones="telefone", min_rows=1)
+    rig.campaign(
+        "beta", sql="SELECT 'abc' AS telefone, 'Ana' AS nome FROM generate_series(1, 50)", phones="telefone", min_rows=1
+    )
     with rig.dialer() as dialer:
         assert rig.run().code == 4
         rig.delivered("alfa")

@@ -83,7 +83,9 @@ def test_kill_9_while_writing_leaves_no_file_that_looks_whole(rig: Rig) -> None:
         assert rig.leftovers() == []
 
 
-@pytest.mark.parametrize("name", ["mailing_alfa_21-12_10-05.csv", "mailing_alfa_22-12_10-05.csv", "mailing_alfa_22-12_10-05.csv.part"])
+@pytest.mark.parametrize(
+    "name", ["mailing_alfa_21-12_10-05.csv", "mailing_alfa_22-12_10-05.csv", "mailing_alfa_22-12_10-05.csv.part"]
+)
 def test_what_lies_in_the_output_folder_is_never_sent(rig: Rig, name: str) -> None:
     """28: a mailing comes from the query of this run or not at all."""
     rig.campaign("alfa")
@@ -138,7 +140,10 @@ def test_a_clock_that_jumps_back_an_hour_and_forth_again_sends_each_slot_once(ri
             rig.clock.jump(jump_s)
             rig.run()
         rig.delivered("alfa", "alfa")
-        assert {row["slot"] for row in rig.ledger if row["state"] == "delivered"} == {"2026-12-22 09:00", "2026-12-22 10:00"}
+        assert {row["slot"] for row in rig.ledger if row["state"] == "delivered"} == {
+            "2026-12-22 09:00",
+            "2026-12-22 10:00",
+        }
 
 
 @pytest.mark.parametrize("hours", [2, 12, 24 * 365])

@@ -1,7 +1,7 @@
 """Faults 59 to 63: several runs, their hours, and the deadline. (64, random kills, is in test_random_kills.py.)
 
-RUN_DEADLINE_MINUTES counts whole minutes: where a test waits for it, the program's clock runs 60 times faster, so that the
-deadline comes after one real second. The 20 seconds that a run may take after it to end by itself are real ones.
+RUN_DEADLINE_MINUTES counts whole minutes: where a test waits for it, the program's clock runs 60 times faster, so that
+the deadline comes after one real second. The 20 seconds that a run may take after it to end by itself are real ones.
 """
 
 from __future__ import annotations

@@ -22,11 +22,19 @@ pytest_plugins = ["rig.plugin"]
 DAY_S = 24 * 3600
 
 
-def real_process(rig: Rig, command: list[str] | str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[bytes]:
+def real_process(
+    rig: Rig, command: list[str] | str, cwd: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[bytes]:
     """The program as a shell starts it, with the machine's own clock and nothing prepared."""
     rig.settings(RUN_DAYS="mon-sun", RUN_HOURS="00:00-23:59")
     return subprocess.run(
-        command, cwd=cwd, env=clean_environ() | environ, capture_output=True, timeout=60, shell=isinstance(command, str), check=False
+        command,
+        cwd=cwd,
+        env=clean_environ() | environ,
+        capture_output=True,
+        timeout=60,
+        shell=isinstance(command, str),
+        check=False,
     )
 
 
@@ -82,7 +90,11 @@ CONSOLES = {
 @pytest.mark.parametrize(
     ("console", "options"),
     [(console, "--scheduled") for console in CONSOLES.values()]
-    + [(CONSOLES[name], option) for name in ("neither", "stdout is full", "a reader that went away") for option in ("", "--json")],
+    + [
+        (CONSOLES[name], option)
+        for name in ("neither", "stdout is full", "a reader that went away")
+        for option in ("", "--json")
+    ],
 )
 def test_without_a_console_everything_is_delivered(rig: Rig, console: str, options: str) -> None:
     """66: what cannot be shown is no reason to fail, least of all between upload and ledger."""
@@ -129,7 +141,9 @@ def log_disk_is_full(rig: Rig) -> None:
     (rig.stage.logs / f"mailing_pipeline_{rig.clock.now():%Y-%m-%d}.log").symlink_to("/dev/full")
 
 
-@pytest.mark.parametrize("breaks", [log_is_a_file, log_folder_is_missing_below_a_file, log_file_is_a_folder, log_disk_is_full])
+@pytest.mark.parametrize(
+    "breaks", [log_is_a_file, log_folder_is_missing_below_a_file, log_file_is_a_folder, log_disk_is_full]
+)
 def test_a_log_that_cannot_be_written_is_found_before_the_first_query(rig: Rig, breaks: Callable[[Rig], None]) -> None:
     """67."""
     rig.campaigns("alfa")
@@ -342,9 +356,12 @@ def test_retention_deletes_only_its_own_files(rig: Rig) -> None:
     with rig.dialer():
         assert rig.run().code == 0
         rig.run("--dry-run")
-        old = {path for path in rig.stage.output.rglob("*.csv")}
+        old = set(rig.stage.output.rglob("*.csv"))
         assert len(old) == 4, old
-        foreign = [rig.stage.output / name for name in ("mailing_manual.csv", "mailing_alfa_22-12_10-05 (copia).csv", "notas.txt")]
+        foreign = [
+            rig.stage.output / name
+            for name in ("mailing_manual.csv", "mailing_alfa_22-12_10-05 (copia).csv", "notas.txt")
+        ]
         for path in foreign:
             path.write_text("keep")
         ancient = time.time() - 400 * DAY_S

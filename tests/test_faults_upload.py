@@ -227,9 +227,7 @@ def folder_is_a_file(drop: os.PathLike[str]) -> None:
 
 
 @pytest.mark.parametrize("breaks", [folder_missing, folder_read_only, folder_is_a_file])
-def test_a_broken_drop_folder_fails_its_campaign_alone(
-    rig: Rig, breaks: Callable[[os.PathLike[str]], None]
-) -> None:
+def test_a_broken_drop_folder_fails_its_campaign_alone(rig: Rig, breaks: Callable[[os.PathLike[str]], None]) -> None:
     """47: it is never created. On the real server, as a user to whom permissions apply."""
     rig.campaigns("alfa", "beta", "gama")
     drop = rig.stage.drops.pop("beta")

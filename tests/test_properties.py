@@ -11,17 +11,18 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import mailing_pipeline as program
 import pandas as pd
 import psycopg
 import pytest
 from hypothesis import HealthCheck, assume, event, example, given, settings
 from hypothesis import strategies as st
 from local_servers import LocalPostgres
+
+import mailing_pipeline as program
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "150"))
 many = settings(
@@ -140,7 +141,11 @@ def selects(draw: Any) -> str:
 
 
 @many
-@given(statements=st.lists(selects(), min_size=1, max_size=4), between=st.lists(blanks, min_size=5, max_size=5), end=st.booleans())
+@given(
+    statements=st.lists(selects(), min_size=1, max_size=4),
+    between=st.lists(blanks, min_size=5, max_size=5),
+    end=st.booleans(),
+)
 def test_statements_are_split_where_they_were_joined(statements: list[str], between: list[str], end: bool) -> None:
     text = between[4]
     for statement, blank in zip(statements, between, strict=False):
@@ -197,7 +202,9 @@ def test_any_text_is_statements_or_one_fault_with_its_line(text: str) -> None:
 
 @many
 @given(
-    head=st.lists(st.tuples(st.sampled_from([*program.DIRECTIVES, "min-rows", "colums", "note", "FOLDER"]), texts), max_size=6),
+    head=st.lists(
+        st.tuples(st.sampled_from([*program.DIRECTIVES, "min-rows", "colums", "note", "FOLDER"]), texts), max_size=6
+    ),
     tail=st.one_of(st.just("SELECT 1"), sqlish, texts),
     name=st.one_of(st.just("10_alfa.sql"), texts.map(lambda text: text + ".sql")),
 )
@@ -279,7 +286,9 @@ def tables(draw: Any) -> list[list[str | None]]:
 
 def copy_text(rows: Sequence[Sequence[str | None]]) -> bytes:
     """What PostgreSQL's COPY … TO STDOUT writes (manual, COPY, Text Format)."""
-    escapes = str.maketrans({"\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"})
+    escapes = str.maketrans(
+        {"\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+    )
     lines = ["\t".join(r"\N" if cell is None else cell.translate(escapes) for cell in row) for row in rows]
     return "".join(line + "\n" for line in lines).encode()
 
@@ -302,7 +311,9 @@ def reference_csv(rows: Sequence[Sequence[str | None]], columns: list[str], form
     return text.encode(form.encoding, lacking)
 
 
-def program_csv(rows: Sequence[Sequence[str | None]], columns: list[str], form: program.CsvFormat, cuts: Sequence[int]) -> bytes:
+def program_csv(
+    rows: Sequence[Sequence[str | None]], columns: list[str], form: program.CsvFormat, cuts: Sequence[int]
+) -> bytes:
     """The program's way: blocks of COPY text, cut at any row."""
     campaign = program.parse_campaign("10_alfa.sql", "SELECT 1", base_settings())
     treatment = program.Treatment(campaign)
@@ -349,14 +360,22 @@ def test_any_csv_reader_gets_the_cells_back(rows: list[list[str | None]]) -> Non
     columns = [f"c{number}" for number in range(len(rows[0]))]
     form = program.CsvFormat(";", "utf-8", True, "\r\n")
     read = pd.read_csv(
-        io.BytesIO(program_csv(rows, columns, form, [])), sep=";", dtype=str, keep_default_na=False, skip_blank_lines=False
+        io.BytesIO(program_csv(rows, columns, form, [])),
+        sep=";",
+        dtype=str,
+        keep_default_na=False,
+        skip_blank_lines=False,
     )
     assert read.to_numpy().tolist() == [[reference_cell(cell) or "" for cell in row] for row in rows]
 
 
 @many
 @given(
-    keys=st.lists(st.tuples(st.sampled_from(["", "a", "b", "ab", "é"]), st.sampled_from(["", "a", "b", "\x1f"])), min_size=1, max_size=30),
+    keys=st.lists(
+        st.tuples(st.sampled_from(["", "a", "b", "ab", "é"]), st.sampled_from(["", "a", "b", "\x1f"])),
+        min_size=1,
+        max_size=30,
+    ),
     cuts=st.lists(st.integers(0, 30), max_size=4),
     unique=st.sampled_from(["um", "um, dois"]),
 )
@@ -385,18 +404,47 @@ DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)
 patterns = st.one_of(
     texts,
     st.lists(
-        st.sampled_from(["{campaign}", "mailing_", "%d-%m", "%H", "%M", "%Y", "%z", "%Z", "%p", "%j", "%s", "%e", ".csv", ".", "_", " ", "/", ":", "%", "{}", "%A", "con", "nul.", "%c", "%:z", "%-d"]),
+        st.sampled_from(
+            [
+                "{campaign}",
+                "mailing_",
+                "%d-%m",
+                "%H",
+                "%M",
+                "%Y",
+                "%z",
+                "%Z",
+                "%p",
+                "%j",
+                "%s",
+                "%e",
+                ".csv",
+                ".",
+                "_",
+                " ",
+                "/",
+                ":",
+                "%",
+                "{}",
+                "%A",
+                "con",
+                "nul.",
+                "%c",
+                "%:z",
+                "%-d",
+            ]
+        ),
         max_size=6,
     ).map("".join),
 )
-ZONES = [timezone.utc, timezone(timedelta(hours=-3), "-03"), timezone(timedelta(hours=-3), "Hora oficial do Brasil")]
+ZONES = [UTC, timezone(timedelta(hours=-3), "-03"), timezone(timedelta(hours=-3), "Hora oficial do Brasil")]
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(ZONES))
 campaigns = st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True)
 
 
 @many
 @given(pattern=patterns, campaign=campaigns, moment=moments)
-@example(pattern="{campaign}.csv", campaign="nul", moment=datetime(2026, 12, 22, 10, tzinfo=timezone.utc))
+@example(pattern="{campaign}.csv", campaign="nul", moment=datetime(2026, 12, 22, 10, tzinfo=UTC))
 def test_an_accepted_file_name_is_legal_at_any_time_for_any_campaign(
     pattern: str, campaign: str, moment: datetime
 ) -> None:

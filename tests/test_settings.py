@@ -54,7 +54,7 @@ TABLE: dict[str, tuple[Any, str, Any, str | None]] = {
     "SFTP_KEY_PASSPHRASE": ("", CANARY, CANARY, None),
     "SFTP_HOST_KEY": ("", FINGERPRINT + "=", FINGERPRINT, "MD5:aa:bb:cc"),
     "SFTP_BASE_DIR": (PurePosixPath("/"), "/entrada", PurePosixPath("/entrada"), "/entrada/../etc"),
-    "SFTP_STAGING_DIR": (None, "/tmp/area", PurePosixPath("/tmp/area"), r"\area"),
+    "SFTP_STAGING_DIR": (None, "/area", PurePosixPath("/area"), r"\area"),
     "SFTP_COMPRESS": (False, "yes", True, "maybe"),
     "SFTP_VERIFY": ("size", "hash", "hash", "md5"),
     "QUERIES_DIR": ("queries", "consultas", "consultas", None),

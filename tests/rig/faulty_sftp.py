@@ -1,13 +1,14 @@
 """An SFTP server that commits faults on request: in a login, a session, or at any single SFTP request.
 
-    server.commits("rename", "do, then cut")             # once; then the server is sound again
-    server.commits("write", "refuse", at_byte=40_000)    # the request that carries this byte
-    server.commits("stat", "forbid", times=ALWAYS, path="mailing_")
+server.commits("rename", "do, then cut")             # once; then the server is sound again
+server.commits("write", "refuse", at_byte=40_000)    # the request that carries this byte
+server.commits("stat", "forbid", times=ALWAYS, path="mailing_")
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class FaultyServer(local_servers.ParamikoServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, login_class=FaultyLogin)
+        logging.getLogger("local_servers").setLevel(
+            logging.CRITICAL
+        )  # paramiko tells every broken line with a traceback
         self.faults: list[Fault] = []
         self.committed = 0
         self.requests: list[Request] = []  # without the data
@@ -251,9 +255,7 @@ class FaultySession(paramiko.SFTPServer):
         elif how == "hang":
             self.hung = True
 
-    def _write_wrongly(
-        self, does: str, fault: Fault, request: Request, number: int, message: paramiko.Message
-    ) -> None:
+    def _write_wrongly(self, does: str, fault: Fault, request: Request, number: int, message: paramiko.Message) -> None:
         """Store something else than the client sent, and say OK, or cut."""
         handle = self.file_table[message.get_binary()]
         kept = (fault.at_byte if fault.at_byte is not None else request.offset) - request.offset

@@ -28,7 +28,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import mailing_pipeline
 
-HEAVY = ("psycopg", "paramiko", "pandas", "pyarrow.csv", "pyarrow.compute", "dotenv.parser", "rich.console", "rich.table")
+HEAVY = (
+    "psycopg",
+    "paramiko",
+    "pandas",
+    "pyarrow.csv",
+    "pyarrow.compute",
+    "dotenv.parser",
+    "rich.console",
+    "rich.table",
+)
 
 
 class SharedClock(mailing_pipeline.Clock):
@@ -128,7 +137,14 @@ def file_size_limit(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
-SEAMS = {"log_fills_up": log_fills_up, "bug": bug, "file_size_limit": file_size_limit, "impatient_ledger": impatient_ledger, "target_held_open": target_held_open, "stop_at": stop_at}
+SEAMS = {
+    "log_fills_up": log_fills_up,
+    "bug": bug,
+    "file_size_limit": file_size_limit,
+    "impatient_ledger": impatient_ledger,
+    "target_held_open": target_held_open,
+    "stop_at": stop_at,
+}
 
 
 def run(order: dict[str, Any]) -> None:

@@ -43,7 +43,9 @@ def violations(
         shown = clock(arrival.at)
         if not (shown.weekday() < 6 and hours[0] <= shown.hour <= hours[1]):
             found.append(f"{where} arrived at {shown}, outside its hours")
-    found += [f"{campaign} arrived {count} times in slot {slot}" for (campaign, slot), count in counted.items() if count > 1]
+    found += [
+        f"{campaign} arrived {count} times in slot {slot}" for (campaign, slot), count in counted.items() if count > 1
+    ]
     names = Counter((arrival.campaign, arrival.name) for arrival in arrivals)
     found += [f"{'/'.join(name)} arrived {count} times" for name, count in names.items() if count > 1]
     found += [

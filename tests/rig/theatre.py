@@ -1,11 +1,11 @@
 """The rig: a stage whose servers and lines fail on request, and whose dialer judges.
 
-    def test_a_lost_reply_is_settled_by_looking(rig):
-        rig.campaigns("alfa", "beta")
-        with rig.faulty_server() as server, rig.dialer():
-            server.commits("rename", "do, then cut")
-            rig.run()
-            rig.delivered("alfa", "beta")
+def test_a_lost_reply_is_settled_by_looking(rig):
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", "do, then cut")
+        rig.run()
+        rig.delivered("alfa", "beta")
 """
 
 from __future__ import annotations
@@ -113,9 +113,7 @@ class Rig:
         """Start the program under the rig's clock. Seams: see fork_server.SEAMS."""
         argv = ["--config", str(self.stage.config), *options]
         self._since = time.time()
-        program = self.programs.start(
-            argv, self.stage.elsewhere, self.clock, environ, QUICK | (constants or {}), seams
-        )
+        program = self.programs.start(argv, self.stage.elsewhere, self.clock, environ, QUICK | (constants or {}), seams)
         self._started.append(program)
         return program
 
@@ -216,7 +214,9 @@ class Rig:
         stage.use(server)
         self.settings()
         theirs = {*server.environment(), *stage.values, "SFTP_PASSWORD", "SFTP_KEY_FILE"}
-        stage.settings(**{key: value for key, value in kept.items() if key not in theirs or key.startswith(("RUN", "RETRY"))})
+        stage.settings(
+            **{key: value for key, value in kept.items() if key not in theirs or key.startswith(("RUN", "RETRY"))}
+        )
         for campaign in list(stage.drops):
             stage.make_drop(campaign)
 
