@@ -308,7 +308,8 @@ def play(keep: bool) -> int:
             else:
                 seconds = time.monotonic() - started
                 say(f"\nAll {len(arrivals)} mailings are in the dialer's hands, whole ({seconds:.1f} s).")
-            page = Path(tempfile.gettempdir()) / "mailing-demo-status.html"
+            page = PROJECT / "output" / "demo_status.html"
+            page.parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / "output" / "status.html", page)
             say(f"What the status page says of it: {page}")
             if keep:

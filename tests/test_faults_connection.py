@@ -8,7 +8,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from local_servers import OpenSshServer, is_root, write_key_pair
+from local_servers import is_root, write_key_pair
 from rig.faulty_sftp import ALWAYS
 from rig.theatre import Rig, until
 
@@ -122,6 +122,18 @@ def test_a_line_that_falls_silent_in_an_upload(rig: Rig) -> None:
         rig.delivered("alfa")
 
 
+def test_a_connection_that_is_closed_while_a_query_runs_is_dialled_again(rig: Rig) -> None:
+    """31: servers end idle sessions."""
+    rig.campaign("alfa", pause_s=1)
+    with rig.sftp_line() as line, rig.dialer():
+        program = rig.start()
+        rig.busy_backend()
+        until(lambda: line.accepted, "the program has logged in")
+        line.cut()
+        assert program.wait().code == 0
+        rig.delivered("alfa")
+
+
 # 32, 33 --------------------------------------------------------------------------------------------------------------
 
 
@@ -224,8 +236,7 @@ def test_an_authentication_that_is_never_answered_is_tried_again(rig: Rig) -> No
 def test_openssh_refuses_a_password_and_locks_nobody_out(rig: Rig) -> None:
     """34 on the real server."""
     rig.campaigns("alfa")
-    server = rig.stage.sftp
-    assert isinstance(server, OpenSshServer)
+    server = rig.openssh()
     before = server.log_text().count("Failed password")
     right = rig.stage.values["SFTP_PASSWORD"]
     rig.settings(SFTP_PASSWORD="wrong-canary")

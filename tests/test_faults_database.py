@@ -325,7 +325,7 @@ def test_a_column_that_comes_twice_is_held_without_any_contract(rig: Rig) -> Non
 
 def test_garbage_in_a_phone_column_calls_nobody(rig: Rig) -> None:
     """19."""
-    garbage = "VALUES ('abc', 'Ana'), ('', 'Bia'), (NULL, 'Caio'), ('00000000000', 'Davi'), ('11980000001', 'Eva'), ('9', 'Fabio')"
+    garbage = "VALUES ('abc', 'Ana'), ('', 'Bia'), (NULL, 'Caio'), ('00000000000', 'Davi'), ('11980000001', 'Eva')"
     rig.campaign("alfa", sql=f"SELECT * FROM ({garbage}) AS v(telefone, nome)", phones="telefone")
     rig.campaign(
         "beta", sql="SELECT 'abc' AS telefone, 'Ana' AS nome FROM generate_series(1, 50)", phones="telefone", min_rows=1
@@ -339,8 +339,8 @@ def test_garbage_in_a_phone_column_calls_nobody(rig: Rig) -> None:
 
 def test_nobody_is_called_twice(rig: Rig) -> None:
     """20: duplicates over block boundaries as well."""
-    sql = "SELECT '119' || 80000000 + n % 5000 AS telefone, rpad('x', 90) || n AS nome FROM generate_series(1, 100000) AS n"
-    rig.campaign("alfa", sql=sql, unique="telefone")
+    columns = "'119' || 80000000 + n % 5000 AS telefone, rpad('x', 90) || n AS nome"
+    rig.campaign("alfa", sql=f"SELECT {columns} FROM generate_series(1, 100000) AS n", unique="telefone")
     with rig.dialer() as dialer:
         assert rig.run().code == 0
         rig.delivered("alfa")
@@ -423,6 +423,8 @@ WRITING = {
 @pytest.mark.parametrize("sql", WRITING.values(), ids=WRITING.keys())
 def test_a_query_that_writes_fails_alone_and_has_written_nothing(rig: Rig, sql: str) -> None:
     """23."""
+    with rig.stage.database.connect() as connection:
+        connection.execute("DELETE FROM escrita")  # another test may have been allowed to write
     rig.campaign("alfa", sql=sql)
     rig.campaign("beta")
     with rig.dialer():
@@ -435,11 +437,11 @@ def test_a_query_that_writes_fails_alone_and_has_written_nothing(rig: Rig, sql: 
 GOLDEN_SQL = r"""
 SELECT * FROM (VALUES
     (NULL::bigint, '011999887766', 1.10::numeric, true, date '0044-03-15 BC', 'infinity'::timestamp, 'a;b', 'say "no"'),
-    (12345678901234567890::numeric::text::numeric::bigint % 7, '', 0.00, NULL, 'infinity', NULL, E'two\nlines', E'tab\there'),
+    (5, '', 0.00, NULL, 'infinity', NULL, E'two\nlines', E'tab\there'),
     (9007199254740993, 'NA', 'NaN', false, '2026-12-22', '2026-12-22 10:00:00.5', E'back\\slash', ' blanks '),
     (-1, '=1+1', 12345678901234567890.123456789, false, NULL, NULL, '', E'caf\u00e9 \u2028 \\N')
 ) AS v(inteiro, telefone, valor, ativo, data, momento, texto, outro)
-""".replace("12345678901234567890::numeric::text::numeric::bigint % 7", "5")
+"""
 GOLDEN = (
     "inteiro;telefone;valor;ativo;data;momento;texto;outro\r\n"
     ';011999887766;1.10;t;0044-03-15 BC;infinity;"a;b";"say ""no"""\r\n'

@@ -65,6 +65,27 @@ def test_a_target_that_is_open_elsewhere_is_waited_for(rig: Rig, times: int, del
         rig.delivered("alfa", "beta")
 
 
+def test_a_status_page_that_cannot_be_written_costs_no_mailing(rig: Rig) -> None:
+    """26: open in another program, or a folder stands there."""
+    rig.campaigns("alfa")
+    (rig.stage.output / "status.html").mkdir(parents=True)
+    with rig.dialer():
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+
+
+def test_a_damaged_lock_file_is_named_and_nothing_is_sent(rig: Rig) -> None:
+    """25, 57: never run without the lock."""
+    rig.campaigns("alfa")
+    rig.stage.output.mkdir()
+    (rig.stage.output / "run.lock").write_bytes(b"garbage " * 1000)
+    with rig.dialer():
+        program = rig.run()
+        assert program.code == 2
+        assert "run.lock" in program.output
+        rig.delivered()
+
+
 # 27, 28 --------------------------------------------------------------------------------------------------------------
 
 

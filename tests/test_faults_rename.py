@@ -93,7 +93,7 @@ def test_a_rename_that_is_refused_once_is_tried_again(rig: Rig) -> None:
 
 
 @taken_or_left
-@pytest.mark.parametrize("does", ["do, then cut", "do, then hang", "do, then ignore"])
+@pytest.mark.parametrize("does", ["do, then cut", "do, then hang", "do, then refuse"])
 def test_a_rename_that_happened_and_whose_reply_was_lost_is_not_sent_again(rig: Rig, does: str, take: bool) -> None:
     """52, and 54 where the dialer has already taken the file."""
     rig.campaigns("alfa", "beta")
@@ -288,6 +288,50 @@ def test_kill_9_at_any_other_step_of_the_protocol(rig: Rig, where: str, moment: 
         assert rig.run().code == 0
         rig.delivered("alfa", "beta")
         assert rig.leftovers() == []
+
+
+def test_kill_9_after_the_rename_of_a_resend(rig: Rig) -> None:
+    """56: what was asked for once more comes once more, and not twice more."""
+    rig.campaigns("alfa")
+    with rig.dialer():
+        assert rig.run().code == 0
+        program = rig.start("--resend", stop_at="after:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "alfa")
+
+
+def test_kill_9_before_the_rename_of_a_campaign_that_is_gone_by_the_next_run(rig: Rig) -> None:
+    """56: its temp is removed and nothing of it is published."""
+    path = rig.campaign("alfa")
+    rig.campaign("beta")
+    with rig.dialer():
+        program = rig.start("--only", "alfa", stop_at="before:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        path.unlink()
+        assert rig.run().code == 0
+        rig.delivered("beta")
+        assert rig.states() == {"alfa": "failed", "beta": "delivered"}
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("forbidden", [["stat"], ["stat", "remove"]], ids=["to look", "to look and to remove"])
+def test_a_doubt_that_cannot_be_settled_holds_up_no_other_campaign(rig: Rig, forbidden: list[str]) -> None:
+    """49, 55: nothing is allowed in alfa's folder any more; beta is served, and alfa is not sent again."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        program = rig.start("--only", "alfa", stop_at="after:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        for request in forbidden:
+            server.commits(request, "forbid", ALWAYS, path="alfa")
+        rig.run()
+        rig.delivered("alfa", "beta", settled=False)
+        server.recovers()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
 
 
 # 57, 58 --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from local_servers import OpenSshServer
 from rig.programs import Program
 from rig.theatre import Rig, until
 
@@ -227,8 +226,7 @@ def test_a_frozen_sftp_server_does_not_outlive_the_deadline(rig: Rig, what: str)
     """44, 60: SIGSTOP in an upload."""
     rig.campaign("alfa", 40_000)
     rig.settings(RUN_DEADLINE_MINUTES=1)
-    server = rig.stage.sftp
-    assert isinstance(server, OpenSshServer)
+    server = rig.openssh()
     with rig.sftp_line() as line, rig.dialer():
         line.limit(1_500_000, "up")
         program = rig.start(constants={"SFTP_TIMEOUT_S": 600})
@@ -262,6 +260,19 @@ def test_no_silence_of_an_sftp_server_outlives_the_deadline(rig: Rig, hangs_in: 
         assert rig.run().code == 0
         rig.delivered("alfa")
         assert rig.leftovers() == []
+
+
+def test_a_heartbeat_that_is_never_answered_keeps_nobody_waiting(rig: Rig) -> None:
+    """60: everything is delivered by then; the next hour must not wait for a monitoring server."""
+    rig.campaign("alfa")
+    with rig.sftp_line() as silent, rig.dialer():
+        rig.settings(SFTP_PORT=rig.stage.sftp.port, HEARTBEAT_URL=f"http://127.0.0.1:{silent.port}/canary-token")
+        silent.keep_silent_on_connect()
+        program = rig.start()
+        until(lambda: silent.accepted, "the heartbeat is sent")
+        rig.delivered("alfa")
+        program.wait(AFTER_DEADLINE_S)
+        assert program.code == 0
 
 
 def test_nothing_is_renamed_after_the_deadline(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from stage import PROGRAM, clean_environ
 pytest_plugins = ["rig.plugin"]
 
 DAY_S = 24 * 3600
+TESTS = Path(__file__).parent
 
 
 def real_process(
@@ -50,7 +52,7 @@ def delivered_some_time(rig: Rig, *campaigns: str) -> None:
 
 @pytest.mark.parametrize("name", ["Cobrança & Cia! (50%)", "mailing ^ %TEMP% 'a'", "percent%20 [x] {y}"])
 def test_any_folder_and_any_working_directory(rig: Rig, name: str, tmp_path: Path) -> None:
-    """65: the program beside its config.env, found by its own path, started from elsewhere (the scheduler's System32)."""
+    """65: the program beside its config.env, found by its own path, started from elsewhere."""
     rig.campaigns("alfa", "beta")
     home = tmp_path / name
     with rig.dialer():
@@ -275,18 +277,24 @@ def test_a_campaign_cannot_leave_its_place(rig: Rig, name: str, directives: dict
 
 
 # 70 ------------------------------------------------------------------------------------------------------------------
-# Every test with a rig ends by looking for passwords, phones and CPFs in all that its programs wrote (rig/plugin.py): so
-# each fault above is proved for its secrets as well. These are the errors that quote a row, or a password, by themselves.
+# Every test with a rig ends by looking for passwords, phones and CPFs in all that its programs wrote (rig/plugin.py):
+# so each fault of every file is proved for its secrets as well. These are the errors that quote a row by themselves.
 
 PHONE, CPF = "11980001234", "90000012345"
+
+
+def raising(using: str) -> str:
+    return f"DO $$ BEGIN RAISE EXCEPTION 'cliente {PHONE}' USING {using}; END $$; SELECT 1 AS telefone"
+
+
 QUOTING = {
     "cast of a phone": f"SELECT ('{PHONE}x')::bigint AS telefone",
     "cast inside": f"SELECT t::int AS telefone FROM (VALUES ('{PHONE}')) AS v(t)",
     "date of a CPF": f"SELECT ('{CPF}')::date AS telefone",
     "json": f"SELECT ('{{\"cpf\": {CPF}')::json AS telefone",
-    "RAISE": f"DO $$ BEGIN RAISE EXCEPTION 'cliente {PHONE}' USING DETAIL = '{CPF}', HINT = '{PHONE}'; END $$; SELECT 1 AS telefone",
-    "RAISE with another class": f"DO $$ BEGIN RAISE EXCEPTION 'cliente {PHONE}' USING ERRCODE = '42999'; END $$; SELECT 1 AS telefone",
-    "RAISE of a lost connection": f"DO $$ BEGIN RAISE EXCEPTION 'cliente {PHONE}' USING ERRCODE = '08006'; END $$; SELECT 1 AS telefone",
+    "RAISE": raising(f"DETAIL = '{CPF}', HINT = '{PHONE}'"),
+    "RAISE with another class": raising("ERRCODE = '42999'"),
+    "RAISE of a lost connection": raising("ERRCODE = '08006'"),
     "NOTICE and WARNING": f"DO $$ BEGIN RAISE NOTICE '{PHONE}'; RAISE WARNING '{CPF}'; END $$; SELECT 1 AS telefone",
     "syntax error beside a phone": f"SELECT '{PHONE}' AS telefone FROM FROM",
     "unknown column named like a phone": f'SELECT "{PHONE}"',
@@ -377,3 +385,25 @@ def test_retention_deletes_only_its_own_files(rig: Rig) -> None:
         assert "mailing_alfa_22-12_10-05.csv" not in left
         assert "mailing_alfa_22-12_10-05_rejected.csv" not in left
         assert rig.violations() == []
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_fault_of_the_list_has_its_test() -> None:
+    """README.md's table names all 71, and only tests that exist."""
+    table = [
+        line
+        for line in (TESTS / "README.md").read_text(encoding="utf-8").splitlines()
+        if line[:3].strip("| ").isdigit()
+    ]
+    assert [int(line.split()[1]) for line in table] == list(range(1, 72))
+    existing = {
+        name
+        for path in TESTS.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    for line in table:
+        named = set(re.findall(r"`(test_\w+)`", line))
+        assert named, line
+        assert named <= existing, named - existing

@@ -103,7 +103,7 @@ def test_writes_that_always_fail_show_nothing(rig: Rig, place: int | None, does:
 
 @pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
 def test_what_the_server_lost_in_silence_is_sent_again(rig: Rig, place: int) -> None:
-    """40: the end of one write is missing. In the middle of a file the size is right all the same: hash mode sees it."""
+    """40: the end of one write is missing. In the middle the size is right all the same: hash mode sees it."""
     rig.campaign("alfa", ROWS)
     rig.settings(SFTP_VERIFY="hash")
     with rig.faulty_server() as server, rig.dialer():
@@ -188,7 +188,7 @@ def test_openssh_s_process_is_killed_in_an_upload(rig: Rig, program: str) -> Non
         run = rig.start()
         until(lambda: any(name.startswith(".part-") for name in rig.leftovers()), "the upload has begun")
         time.sleep(0.2)
-        assert rig.stage.sftp.kill_sessions(program) > 0  # type: ignore[attr-defined]
+        assert rig.openssh().kill_sessions(program) > 0  # type: ignore[arg-type]
         assert run.wait().code == 0
         rig.delivered("alfa")
         assert rig.leftovers() == []

@@ -7,6 +7,7 @@ HYPOTHESIS_EXAMPLES sets the number of examples of each test: a few in the defau
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import unicodedata
@@ -320,7 +321,7 @@ def program_csv(
     out = b"\xef\xbb\xbf" if form.encoding == "utf-8-sig" else b""
     out += program.encoded(program.header_line(columns, form), form.encoding)[0]
     edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         kept, rejected = treatment.apply(program.to_frame(copy_text(rows[start:end]), columns))
         assert len(rejected) == 0
         out += program.encoded(program.to_csv(kept, form), form.encoding)[0]
@@ -387,7 +388,7 @@ def test_unique_keeps_the_first_row_of_each_key_over_all_blocks(
     treatment = program.Treatment(campaign)
     edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
     kept: list[str] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         kept += treatment.apply(program.to_frame(copy_text(rows[start:end]), ["um", "dois", "n"]))[0]["n"].tolist()
     expected, seen = [], set()
     for row in rows:

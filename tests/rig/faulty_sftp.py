@@ -60,10 +60,11 @@ class Request:
 class Fault:
     """What happens instead of a request, so many times.
 
-    does: refuse, forbid, not support, pretend (say OK and do nothing) · cut (the connection, nothing done) · do, then cut ·
-    ignore (this request gets no answer) · hang (neither this nor any later one of the session is answered or done) · do,
-    then hang · flip (a byte of the data) · store less · overwrite (a rename that replaces its target) · or a function
-    of (session, request, proceed).
+    does: refuse · forbid · not support · pretend (say OK and do nothing) · cut (the connection, nothing done) · ignore
+    (this request gets no answer) · hang (neither this nor any later one of the session is answered or done) · do, then
+    cut · do, then ignore · do, then hang · do, then refuse · flip (a byte of the data) · store less · store, then cut · overwrite (a
+    rename that replaces its target) · or a function of (session, request, proceed).
+    skip: so many requests that fit are spared first.
     """
 
     request: str
@@ -71,7 +72,7 @@ class Fault:
     times: int
     path: str
     at_byte: int | None
-    skip: int = 0  # so many requests that fit are spared first
+    skip: int = 0
 
     def fits(self, request: Request) -> bool:
         """Whether this request is the one."""
@@ -88,9 +89,7 @@ class FaultyServer(local_servers.ParamikoServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, login_class=FaultyLogin)
-        logging.getLogger("local_servers").setLevel(
-            logging.CRITICAL
-        )  # paramiko tells every broken line with a traceback
+        logging.getLogger("local_servers").setLevel(logging.CRITICAL)  # paramiko tells of every broken line
         self.faults: list[Fault] = []
         self.committed = 0
         self.requests: list[Request] = []  # without the data
@@ -123,7 +122,7 @@ class FaultyServer(local_servers.ParamikoServer):
         with self._guard:
             transports = list(self._transports)
         for transport in transports:
-            reset(transport.sock)
+            reset(transport.sock)  # type: ignore[arg-type]
 
     def stop(self) -> None:
         self.over.set()
@@ -156,6 +155,8 @@ class FaultyServer(local_servers.ParamikoServer):
 class FaultyLogin(local_servers._Login):
     """Login and session requests that may be refused, cut, or never answered."""
 
+    _server: FaultyServer
+
     def check_auth_password(self, username: str, password: str) -> int:
         self._server.passwords_seen += 1
         verdict = super().check_auth_password(username, password)
@@ -175,7 +176,7 @@ class FaultyLogin(local_servers._Login):
         return super().check_channel_subsystem_request(channel, name)
 
     def _met(self, name: str, good: Any, refused: Any) -> Any:
-        server: FaultyServer = self._server
+        server = self._server
         fault = server.fault_for(Request(name))
         if fault is None:
             return good
@@ -188,6 +189,8 @@ class FaultyLogin(local_servers._Login):
 
 class FaultySession(paramiko.SFTPServer):
     """One SFTP session, which asks before each request whether a fault is due."""
+
+    _send_status: Callable[..., None]  # paramiko's stubs leave out what is private
 
     def __init__(self, channel: Any, name: str, server: Any, files_class: Any, faulty: FaultyServer) -> None:
         super().__init__(channel, name, server, files_class, faulty)
@@ -208,11 +211,11 @@ class FaultySession(paramiko.SFTPServer):
     def cut(self) -> None:
         """Lose the connection, with everything that is under way."""
         self.muted = self.hung = True
-        reset(self.sock.get_transport().sock)
+        reset(self.sock.get_transport().sock)  # type: ignore[union-attr, arg-type]
 
     def _send_packet(self, kind: int, packet: Any) -> None:
         if not self.muted:
-            super()._send_packet(kind, packet)
+            super()._send_packet(kind, packet)  # type: ignore[misc]
 
     def _process(self, kind: int, number: int, message: paramiko.Message) -> None:
         if self.hung:
@@ -221,7 +224,7 @@ class FaultySession(paramiko.SFTPServer):
         fault = self.faulty.fault_for(request)
 
         def proceed() -> None:
-            super(FaultySession, self)._process(kind, number, message)
+            super(FaultySession, self)._process(kind, number, message)  # type: ignore[misc]
 
         if fault is None:
             proceed()
@@ -238,11 +241,14 @@ class FaultySession(paramiko.SFTPServer):
             self._send_status(number, STATUS[does])
         elif does in ("cut", "hang", "ignore"):
             self._fall_silent(does)
-        elif does in ("do, then cut", "do, then hang", "do, then ignore"):
+        elif does.startswith("do, then "):
             self.muted = True
             proceed()
             self.muted = False
-            self._fall_silent(does.removeprefix("do, then "))
+            if does == "do, then refuse":
+                self._send_status(number, codes.SFTP_FAILURE)
+            else:
+                self._fall_silent(does.removeprefix("do, then "))
         elif does == "overwrite":
             self.server.posix_rename(message.get_text(), message.get_text())
             self._send_status(number, codes.SFTP_OK)

@@ -1,7 +1,7 @@
 """Starts the program in milliseconds: everything is imported once, and each run is a fork, a real process of its own.
 
-Reads one JSON order a line: {"argv", "environ", "cwd", "output", "clock", "constants", "seam"}; answers {"started": pid}
-and, when a run has ended, {"ended": pid, "code": exit code, negative for a signal}. `rig.programs` is its handle.
+Reads one JSON order a line: {"argv", "environ", "cwd", "output", "clock", "constants", "seams"}; answers {"started":
+pid} and, when a run has ended, {"ended": pid, "code": exit code, negative for a signal}. Its handle is rig.programs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ HEAVY = (
 
 
 class SharedClock(mailing_pipeline.Clock):
-    """Reads its hands from a file, so that a test may set them, let them run faster, or let them jump, while a run is on.
+    """Reads its hands from a file, so that a test may set them, or let them run faster or jump, while a run is on.
 
     The file: {"wall": [real, shown], "steady": [real, shown], "speed": n}; rig.programs.Hands writes it.
     """
@@ -68,7 +69,7 @@ class SharedClock(mailing_pipeline.Clock):
 
 
 def target_held_open(times: int) -> None:
-    """os.replace meets winerror 32, as when Excel or an antivirus holds the target: so many times. Windows alone does it."""
+    """os.replace meets winerror 32 so many times, as when Excel holds the target open. Windows alone does it."""
     real, left = os.replace, [times]
 
     def replace(source: Any, target: Any) -> None:
@@ -83,7 +84,7 @@ def target_held_open(times: int) -> None:
 
 
 def stop_at(what: str) -> None:
-    """SIGSTOP this process just before (`before:name`) or after (`after:name`) a method: the test kills or continues it."""
+    """SIGSTOP this process just before (`before:name`) or after (`after:name`) a method; the test takes over."""
     when, _, name = what.partition(":")
     owner_name, _, method = name.rpartition(".")
     owner = getattr(mailing_pipeline, owner_name)
@@ -105,7 +106,7 @@ def impatient_ledger(timeout_s: float) -> None:
     real = sqlite3.connect
 
     def connect(path: Any, timeout: float = 5.0, **options: Any) -> sqlite3.Connection:
-        return real(path, timeout=min(timeout, timeout_s), **options)
+        return real(path, timeout=min(timeout, timeout_s), **options)  # type: ignore[no-any-return]
 
     sqlite3.connect = connect  # type: ignore[assignment]
 
@@ -119,7 +120,7 @@ def log_fills_up(_: bool) -> None:
             handler.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
         real(handler, record)
 
-    logging.FileHandler.emit = emit  # type: ignore[method-assign]
+    logging.FileHandler.emit = emit  # type: ignore[method-assign, assignment]
 
 
 def bug(text: str) -> None:
@@ -137,7 +138,7 @@ def file_size_limit(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
-SEAMS = {
+SEAMS: dict[str, Callable[[Any], None]] = {
     "log_fills_up": log_fills_up,
     "bug": bug,
     "file_size_limit": file_size_limit,

@@ -1,7 +1,7 @@
 """The judge: the dialer's record against the ledger. Exit codes and logs are no witnesses here.
 
-Each campaign and slot 0 or 1 times, complete (size and SHA-256 equal to the ledger's, every row there), in its folder, in
-its hours; what the ledger calls delivered has arrived, and nothing else has.
+Each campaign and slot 0 or 1 times, complete (size and SHA-256 equal to the ledger's, every row there), in its folder,
+in its hours; what the ledger calls delivered has arrived, and nothing else has.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .theatre import Rig
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Iterator[Programs]:  # noqa: ARG001
     """The fork server."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the rig starts programs by fork, which Windows does not have")
     with Programs(tmp_path_factory.mktemp("programs")) as started:
         yield started
 

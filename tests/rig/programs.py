@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -109,8 +111,8 @@ class Program:
         """Until a seam has stopped it (SIGSTOP); False if it ended instead."""
         end = time.monotonic() + timeout_s
         while self.running and time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T":
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(self.pid).status() == psutil.STATUS_STOPPED:
                     return True
             time.sleep(0.005)
         return False

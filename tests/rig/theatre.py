@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 import psycopg
-from local_servers import Dialer, SftpServer
+import pytest
+from local_servers import Dialer, OpenSshServer, SftpServer
 from stage import Stage
 
 from .faulty_sftp import FaultyServer
@@ -57,8 +58,8 @@ class Rig:
         secret = re.compile("PASS|URL")
         self._secrets |= {value for key, value in self.stage.values.items() if value and secret.search(key)}
 
-    def campaign(self, name: str, rows: int = 50, pause_s: float = 0, sql: str = "", **directives: object) -> Path:
-        """A campaign whose every row takes 100 bytes; or with an SQL text of its own. pause_s: how long its query sleeps."""
+    def campaign(self, name: str, rows: int = 50, pause_s: float = 0, sql: str = "", **directives: Any) -> Path:
+        """A campaign whose rows take 100 bytes each; or with an SQL text of its own. pause_s: it sleeps first."""
         wide = f"rpad('Pessoa ' || n, {ROW_BYTES - 26}, '.')"
         sleep = f"SELECT pg_sleep({pause_s});\n" if pause_s else ""
         numbered = (
@@ -72,6 +73,12 @@ class Rig:
         """Several plain campaigns."""
         for name in names:
             self.campaign(name, rows)
+
+    def openssh(self) -> OpenSshServer:
+        """The real sshd; without one the test is skipped."""
+        if not isinstance(self.stage.sftp, OpenSshServer):
+            pytest.skip("needs OpenSSH's sshd")
+        return self.stage.sftp
 
     @contextlib.contextmanager
     def faulty_server(self) -> Iterator[FaultyServer]:
@@ -180,7 +187,7 @@ class Rig:
         return violations(self._dialer.record, self.ledger, self.clock.at, settled=settled)
 
     def delivered(self, *campaigns: str, settled: bool = True) -> None:
-        """Assert that exactly these have reached the dialer (named as often as they have), and nothing else went wrong."""
+        """Assert that exactly these have reached the dialer, as often as they are named, and that nothing is wrong."""
         assert self._dialer is not None
         broken = self.violations(settled)
         arrived = Counter(arrival.campaign for arrival in self._dialer.record)

@@ -1,7 +1,7 @@
 """Runs on the Windows Python, as the tests' hand inside: `inside.py WORD …`.
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
-hold PATH SHARE RELEASE       opens a file as another program would, until the file RELEASE appears
+hold SHARE RELEASE PATH…      opens files as another program would, until the file RELEASE appears
 press KEY GO COMMAND…         starts a command on a console of its own and, when the file GO appears, presses a key there
 """
 
@@ -165,7 +165,7 @@ class Probes:
             text: str = program.render_file_name(program.file_name_pattern(pattern), "alfa", now)
             return text
 
-        return {pattern: self._said(lambda pattern=pattern: rendered(pattern)) for pattern in patterns}  # type: ignore[misc]
+        return {pattern: self._said(lambda pattern=pattern: rendered(pattern)) for pattern in patterns}
 
     def reserved_campaigns(self) -> dict[str, Any]:
         """Campaigns called as devices are, with a prefix in the file name and without."""
@@ -181,7 +181,7 @@ class Probes:
         patterns = ("mailing_{campaign}.csv", "{campaign}.csv")
         return {
             pattern: {name: self._said(lambda n=name, p=pattern: load(n, p)) for name in names} for pattern in patterns
-        }  # type: ignore[misc]
+        }
 
     def same_name_in_capitals(self) -> list[str]:
         """The local files of two campaigns whose names differ in capitals alone."""
@@ -216,7 +216,7 @@ class Probes:
             path.write_text(line + "\n")
             return str(self.program.load_settings(path, {}, sends=False, knows_host=False).output)
 
-        return {what: self._said(lambda line=line: output(line)) for what, line in lines.items()}  # type: ignore[misc]
+        return {what: self._said(lambda line=line: output(line)) for what, line in lines.items()}
 
     def winsock_errors(self) -> dict[str, list[Any]]:
         r"""Retries and whether the session is dead, for errors as a Portuguese Windows words them."""
@@ -329,7 +329,7 @@ class Probes:
             "lock": self._said(lock),
         }
 
-    def clock(self) -> dict[str, Any]:
+    def times(self) -> dict[str, Any]:
         clock = self.program.Clock()
         before_s = clock.steady_s()
         waited = self._seconds(lambda: clock.wait(threading.Event(), 0.7))
@@ -357,7 +357,7 @@ def probe(project: str, config: str, folder: str) -> None:
     sys.stdout = sys.stderr = None
     try:
         codes = [
-            probes._said(lambda options=options: int(probes.program.main(["--config", config, *options], {})))  # type: ignore[misc]
+            probes._said(lambda options=options: int(probes.program.main(["--config", config, *options], {})))
             for options in (["--status"], ["--status", "--json"], ["--only", "nobody"], ["--dry-run", "--scheduled"])
         ]
     finally:
