@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from psycopg.pq.abc import PGresult
     from rich.console import Console
+    from rich.table import Table
 
 __version__ = "1.0.0"
 PROGRAM = "mailing_pipeline"
@@ -2181,38 +2182,56 @@ def human_size(size_bytes: int) -> str:
 
 
 def print_report(report: Report, console: Console, language: str) -> None:
-    """The table of results, then every problem with what to do."""
-    from rich import box
-    from rich.table import Table
+    """The table of results, then every problem with what to do, those of several campaigns once."""
 
     def say(text: str) -> str:
         return translate(text, language)
 
-    dry = any(outcome.verdict is Verdict.READY for outcome in report.outcomes)
-    table = Table(box=box.SIMPLE_HEAD, title=say(f"Slot {report.slot}"), title_justify="left", pad_edge=False)
-    for name in ("campaign", "result", "contacts", "rejected", *(["columns"] if dry else []), "size", "seconds"):
-        table.add_column(
-            say(name),
-            justify="left" if name in ("campaign", "result") else "right",
-            overflow="fold",
-            no_wrap=name != "campaign",
-        )
-    watched = any(outcome.pickup for outcome in report.outcomes)
-    if watched:
-        table.add_column(say("picked up"), no_wrap=True)
-    table.add_column(say("remote path" if dry else "drop folder"), overflow="fold")
-    for outcome in report.outcomes:
-        numbers = [f"{outcome.rows:,}", f"{outcome.rejected:,}", *([str(outcome.columns)] if dry else [])]
-        numbers = [say(number) for number in (*numbers, human_size(outcome.size_bytes), f"{outcome.seconds:.1f}")]
-        path = str(PurePosixPath(outcome.folder) / outcome.file) if dry else outcome.folder
-        verdict = f"[{VERDICT_STYLES.get(outcome.verdict, 'default')}]{say(outcome.verdict)}[/]"
-        taken = outcome.pickup.removeprefix(PICKED_UP) if outcome.pickup.startswith(PICKED_UP) else ""
-        table.add_row(outcome.campaign, verdict, *numbers, *([taken] if watched else []), path)
-    console.print(table)
+    console.print(say(f"Slot {report.slot}"), style="italic", highlight=False)
+    console.print(result_table(report, say, narrow=console.width < 100))
+    problems: dict[tuple[str, str, str], list[str]] = {}
     for outcome in report.outcomes:
         if outcome.message:
-            tell(console, f"{outcome.campaign}: {say(outcome.verdict)}: {say(outcome.message)}", say(outcome.hint))
+            problems.setdefault((outcome.verdict, outcome.message, outcome.hint), []).append(outcome.campaign)
+    for (verdict, message, hint), campaigns in problems.items():
+        tell(console, f"{', '.join(campaigns)}: {say(verdict)}: {say(message)}", say(hint))
     tell(console, say(f"exit code {report.exit_code.value}: {report.exit_code.meaning}"))
+
+
+def result_table(report: Report, say: Callable[[str], str], narrow: bool) -> Table:
+    """A line per campaign. Only the path may break; a narrow terminal gives up the seconds for the time of pickup."""
+    from rich import box
+    from rich.table import Table
+
+    dry = any(outcome.verdict is Verdict.READY for outcome in report.outcomes)
+    watched = any(outcome.pickup for outcome in report.outcomes)
+    cells: dict[str, Callable[[Outcome], str]] = {
+        "campaign": lambda outcome: outcome.campaign,
+        "result": lambda outcome: f"[{VERDICT_STYLES.get(outcome.verdict, 'default')}]{say(outcome.verdict)}[/]",
+        "contacts": lambda outcome: say(f"{outcome.rows:,}"),
+        "rejected": lambda outcome: say(f"{outcome.rejected:,}"),
+        "columns": lambda outcome: str(outcome.columns),
+        "size": lambda outcome: say(human_size(outcome.size_bytes)),
+        "seconds": lambda outcome: say(f"{outcome.seconds:.1f}"),
+        "picked up": lambda outcome: outcome.pickup.removeprefix(PICKED_UP) if PICKED_UP in outcome.pickup else "",
+        "drop folder": lambda outcome: outcome.folder,
+        "remote path": lambda outcome: f"{PurePosixPath(outcome.folder) / outcome.file}",
+    }
+    left_out = {"drop folder"} if dry else {"remote path", "columns"}
+    left_out |= {"seconds"} if watched and narrow else set()
+    left_out |= set() if watched else {"picked up"}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("campaign", "result"):
+        table.add_column(say(name), no_wrap=True)
+    for name in ("contacts", "rejected", "columns", "size", "seconds"):
+        if name not in left_out:
+            table.add_column(say(name), no_wrap=True, justify="right")
+    for name in ("picked up", "drop folder", "remote path"):
+        if name not in left_out:
+            table.add_column(say(name), no_wrap=name == "picked up", overflow="fold")
+    for outcome in report.outcomes:
+        table.add_row(*(cell(outcome) for name, cell in cells.items() if name not in left_out))
+    return table
 
 
 def tell(console: Console, text: str, hint: str = "") -> None:

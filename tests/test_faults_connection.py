@@ -10,6 +10,7 @@ import paramiko
 import pytest
 from local_servers import is_root, write_key_pair
 from rig.faulty_sftp import ALWAYS
+from rig.proxy import Direction
 from rig.theatre import Rig, until
 
 pytest_plugins = ["rig.plugin"]
@@ -93,7 +94,7 @@ def test_connections_that_are_closed_at_once(rig: Rig, connections: int) -> None
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_line_that_is_half_closed(rig: Rig, direction: str) -> None:
+def test_a_line_that_is_half_closed(rig: Rig, direction: Direction) -> None:
     """31 in the middle of an upload."""
     rig.campaign("alfa", 20_000)
     with rig.sftp_line() as line, rig.dialer():

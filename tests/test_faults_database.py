@@ -255,7 +255,7 @@ def test_a_database_that_is_restarted_between_two_queries(rig: Rig, mode: Any) -
 @pytest.mark.parametrize(
     ("guard", "state", "code"), [({}, "empty", 0), ({"min_rows": 0}, "empty", 0), ({"min_rows": 1}, "held", 4)]
 )
-def test_an_empty_mailing_never_arrives(rig: Rig, guard: dict[str, int], state: str, code: int) -> None:
+def test_an_empty_mailing_never_arrives(rig: Rig, guard: dict[str, Any], state: str, code: int) -> None:
     """15."""
     rig.campaign("alfa", 0, **guard)
     rig.campaign("beta")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
+from rig.proxy import Direction
 from rig.theatre import HEADER, ROW_BYTES, Rig, until
 
 pytest_plugins = ["rig.plugin"]
@@ -51,7 +52,7 @@ def test_an_upload_that_is_cut_every_time_shows_nothing_and_is_cleared_away_late
 
 @pytest.mark.parametrize("after", [500, 2_500, 20_000, 190_000])
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_openssh_s_line_is_cut_at_any_byte(rig: Rig, direction: str, after: int) -> None:
+def test_openssh_s_line_is_cut_at_any_byte(rig: Rig, direction: Direction, after: int) -> None:
     """38 and 37 on the real server: in the banner, the key exchange, the login, the upload, the check, the rename."""
     rig.campaign("alfa", ROWS)
     with rig.sftp_line() as line, rig.dialer():

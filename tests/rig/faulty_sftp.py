@@ -62,8 +62,8 @@ class Fault:
 
     does: refuse · forbid · not support · pretend (say OK and do nothing) · cut (the connection, nothing done) · ignore
     (this request gets no answer) · hang (neither this nor any later one of the session is answered or done) · do, then
-    cut · do, then ignore · do, then hang · do, then refuse · flip (a byte of the data) · store less · store, then cut · overwrite (a
-    rename that replaces its target) · or a function of (session, request, proceed).
+    cut, ignore, hang or refuse · flip (a byte of the data) · store less · store, then cut · overwrite (a rename that
+    replaces its target) · or a function of (session, request, proceed).
     skip: so many requests that fit are spared first.
     """
 
