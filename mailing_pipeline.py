@@ -272,15 +272,20 @@ class Deadline:
         self._reason = reason
         self._stop.set()
 
+    @property
+    def ended(self) -> Stopped | None:
+        """Why the run must not go on; None while it may."""
+        if self._stop.is_set():
+            return Stopped(self._reason, "the next run starts afresh; nothing old is sent")
+        if self.left_s() > 0:
+            return None
+        message = f"the run's deadline of {self.seconds / 60:g} minutes has passed"
+        return Stopped(message, "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
+
     def check(self) -> None:
         """Raise Stopped if the run must not go on."""
-        if self._stop.is_set():
-            raise Stopped(self._reason, "the next run starts afresh; nothing old is sent")
-        if self.left_s() <= 0:
-            raise Stopped(
-                f"the run's deadline of {self.seconds / 60:g} minutes has passed",
-                "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit",
-            )
+        if ended := self.ended:
+            raise ended
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the run is stopped meanwhile (Stopped)."""
@@ -2034,6 +2039,9 @@ class Ledger:
             raise LocalFault(f"{self.path}: {error}", hint) from error
 
 
+LOCK_CURE = "make OUTPUT_DIR writable, or delete this file if it is damaged"
+
+
 @contextlib.contextmanager
 def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None]:
     """One run at a time: SQLite's write lock on a small file, which the operating system releases when a process dies.
@@ -2045,7 +2053,7 @@ def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=0, isolation_level=None)
     except (sqlite3.Error, OSError) as error:
-        raise SettingsFault(f"{path}: the lock cannot be used: {error}; make OUTPUT_DIR writable") from None
+        raise SettingsFault(f"{path}: the lock cannot be used: {error}; {LOCK_CURE}") from None
     with contextlib.closing(db):
         holder, told = "another run", False
         while True:
@@ -2058,11 +2066,11 @@ def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None
                 db.execute("COMMIT")
                 db.execute("BEGIN IMMEDIATE")
                 break
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 if "locked" not in str(error):
-                    raise SettingsFault(f"{path}: the lock cannot be used: {error}; make OUTPUT_DIR writable") from None
+                    raise SettingsFault(f"{path}: the lock cannot be used: {error}; {LOCK_CURE}") from None
             with contextlib.suppress(sqlite3.Error, TypeError):
                 holder = db.execute("SELECT who FROM holder").fetchone()[0]
             if clock.steady_s() >= until_s:
@@ -2221,14 +2229,14 @@ def result_table(report: Report, say: Callable[[str], str], narrow: bool) -> Tab
     left_out |= {"seconds"} if watched and narrow else set()
     left_out |= set() if watched else {"picked up"}
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("campaign", "result"):
-        table.add_column(say(name), no_wrap=True)
-    for name in ("contacts", "rejected", "columns", "size", "seconds"):
-        if name not in left_out:
-            table.add_column(say(name), no_wrap=True, justify="right")
-    for name in ("picked up", "drop folder", "remote path"):
-        if name not in left_out:
-            table.add_column(say(name), no_wrap=name == "picked up", overflow="fold")
+    table.add_column(say("campaign"), no_wrap=True)
+    table.add_column(say("result"), no_wrap=True)
+    for number in ("contacts", "rejected", "columns", "size", "seconds"):
+        if number not in left_out:
+            table.add_column(say(number), no_wrap=True, justify="right")
+    for place in ("picked up", "drop folder", "remote path"):
+        if place not in left_out:
+            table.add_column(say(place), no_wrap=place == "picked up", overflow="fold")
     for outcome in report.outcomes:
         table.add_row(*(cell(outcome) for name, cell in cells.items() if name not in left_out))
     return table
@@ -2358,7 +2366,13 @@ class Courier:
         for entry in doubtful:
             if entry.state is State.PUBLISHING:
                 late = self._too_late(entry, campaigns.get(entry.campaign))
-                error, published = self._settle(entry, lambda late=late: late)  # type: ignore[misc]
+                try:
+                    error, published = self._settle(entry, lambda late=late: late)  # type: ignore[misc]
+                except DeliveryError as unknown:
+                    if unknown.down or unknown.fatal:
+                        raise
+                    log.error("%s: %s stays in doubt: %s", entry.campaign, entry.file, unknown.message)
+                    continue
                 told = "delivered" if published else f"not published: {late or error}"
                 log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
                 state = State.DELIVERED if published else State.FAILED
@@ -2375,7 +2389,17 @@ class Courier:
         due = []
         for campaign in campaigns:
             name, delivered = campaign.name, self._delivered_in_slot(campaign)
-            if delivered and not self.options.resend:
+            sql = "slot = ? AND campaign = ? AND state = 'publishing'"
+            if self.ledger.entries(sql, self.slot, name):
+                self.outcomes[name] = Outcome(
+                    campaign=name,
+                    verdict=Verdict.UNKNOWN,
+                    folder=str(campaign.folder),
+                    message="the server does not tell what became of this slot's mailing",
+                    hint=IN_DOUBT,
+                    exit_code=ExitCode.SFTP,
+                )
+            elif delivered and not self.options.resend:
                 entry = delivered[-1]
                 self.outcomes[name] = Outcome(
                     campaign=name,
@@ -2477,6 +2501,7 @@ class Courier:
         except PipelineError as error:
             if isinstance(error, DeliveryError) and (error.down or error.fatal):
                 self.drops.down = error
+                error = self.deadline.ended or error  # at the deadline it is the watchdog that breaks the connection
             outcome = outcome_of_error(base_outcome(export), error)
         if outcome:
             self._conclude(export, outcome)
@@ -2490,8 +2515,7 @@ class Courier:
             if noted is State.DELIVERED and state is not noted:  # the run was stopped just after it
                 outcome, state = dataclass_replace(base_outcome(export), verdict=Verdict.DELIVERED), noted
             elif noted is State.PUBLISHING and state is not State.DELIVERED:
-                hint = "the next run looks whether the dialer got it, and never sends it twice"
-                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=hint), noted
+                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=IN_DOUBT), noted
             self.outcomes[outcome.campaign] = outcome
             self.ledger.update(
                 export.entry_id,
@@ -2607,7 +2631,8 @@ class Courier:
                 entry = self._entry(export)
                 refused, published = self._settle(entry, lambda: self._too_late(entry, campaign))
             except PipelineError as unknown:
-                self.drops.down = unknown if isinstance(unknown, DeliveryError) else None
+                if isinstance(unknown, DeliveryError) and (unknown.down or unknown.fatal):
+                    self.drops.down = unknown
                 return outcome_of_error(base, unknown)  # _conclude sees that it is in doubt
             if not published:
                 self._temps[entry_id] = older_temps
@@ -2708,6 +2733,7 @@ class Courier:
         return f"the dialer has not taken the previous mailing {last[0].file}"
 
 
+IN_DOUBT = "the next run looks whether the dialer got it, and never sends it twice"
 PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
 
 
@@ -3677,8 +3703,9 @@ PORTUGUESE: dict[str, str] = {
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
     ),
-    "the lock cannot be used: {}; make OUTPUT_DIR writable": (
-        "a trava não pode ser usada: {}; permita a gravação em OUTPUT_DIR"
+    "the lock cannot be used: {}; {}": "a trava não pode ser usada: {}; {}",
+    "make OUTPUT_DIR writable, or delete this file if it is damaged": (
+        "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
     "another run is active: {}": "outra execução está em andamento: {}",
     "another run": "outra execução",
@@ -3696,6 +3723,9 @@ PORTUGUESE: dict[str, str] = {
         "alguém mais põe arquivos lá, ou o discador não os coleta; nada foi sobrescrito"
     ),
     "{} is already there": "{} já está lá",
+    "the server does not tell what became of this slot's mailing": (
+        "o servidor não informa o que aconteceu com o mailing deste horário"
+    ),
     "the next run looks whether the dialer got it, and never sends it twice": (
         "a próxima execução verifica se o discador o recebeu, e nunca o envia duas vezes"
     ),
