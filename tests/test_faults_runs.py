@@ -204,7 +204,7 @@ def test_resend_sends_again_under_another_name_and_says_so(rig: Rig) -> None:
 @pytest.mark.parametrize("what", ["backend", "database"])
 def test_a_frozen_backend_does_not_outlive_the_deadline(rig: Rig, what: str) -> None:
     """12, 60: SIGSTOP; statement_timeout cannot help."""
-    rig.campaign("alfa", pause_s=1, timeout=600)
+    rig.campaign("alfa", pause_s=8, timeout=600)
     rig.campaign("beta")
     rig.settings(RUN_DEADLINE_MINUTES=1)
     with rig.dialer() as dialer:

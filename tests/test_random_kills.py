@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import pytest
 from rig.programs import Program
 from rig.proxy import Proxy
-from rig.theatre import Rig
+from rig.theatre import Rig, until
 
 pytest_plugins = ["rig.plugin"]
 
@@ -310,6 +310,28 @@ def clear(rig: Rig) -> None:
     rig.close()
     rig._started.clear()
     forget_what_was_written(rig)
+
+
+@pytest.mark.skipif(ROUNDS < 100, reason="takes a minute each: part of the long run (RANDOM_KILLS=300)")
+@pytest.mark.parametrize("what", ["backend", "sftp-server"])
+def test_a_real_minute_of_deadline_with_nothing_shortened(rig: Rig, what: str) -> None:
+    """12, 44, 60: frozen until the end; the process is gone by its deadline plus 30 s."""
+    rig.campaign("alfa", 40_000, pause_s=1 if what == "backend" else 0, timeout=3600)
+    rig.settings(RUN_DEADLINE_MINUTES=1)
+    with rig.sftp_line() as line, rig.dialer():
+        line.limit(1_000_000, "up")
+        start = time.monotonic()
+        program = rig.start(as_in_the_field=True)
+        if what == "backend":
+            frozen = [rig.busy_backend()]
+        else:
+            until(rig.leftovers, "the upload has begun")
+            frozen = [process.pid for process in rig.openssh().sessions() if process.name() == what]
+        with rig.frozen(*frozen):
+            program.wait(60 + 30 - (time.monotonic() - start))
+        assert program.code in (4, 6)
+        assert "deadline" in program.output
+        rig.delivered()
 
 
 def test_two_or_three_programs_at_once(rig: Rig) -> None:

@@ -1,7 +1,8 @@
-"""The program on a real Windows CPython, under Wine, against a real PostgreSQL and a real sshd (issue 6, items 4 and 5).
+"""The program on a real Windows CPython, under Wine, against a real PostgreSQL and a real sshd (issue 6, 4 and 5).
 
-What Wine cannot show, a real PC must: tests/README.md has the list. Two things that Wine 8 does differently are got
-round in windows/inside.py: its C library turns no console event but Ctrl+C into a signal, and it has no window to close.
+What Wine cannot show, a real PC must: tests/README.md has the list. Where Wine 8 differs from Windows:
+- its C library makes a signal of no console event but Ctrl+C, and it has no window to close (see windows/inside.py);
+- libpq finds no service file and no password file there, whatever their names (its stat() needs what ntdll lacks).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from local_servers import LocalPostgres, SftpServer, free_port
-from stage import PROGRAM, PROJECT, Result, Stage
+from stage import PROGRAM, PROJECT, Result, Stage, clean_environ
 from windows.cpython import INSIDE, WindowsPython, WindowsStage, wait_for, windows_path
 
 import mailing_pipeline
@@ -30,8 +31,9 @@ import mailing_pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first run makes the interpreter
 
 CONTACTS = """
-SELECT telefone, nome, cpf, valor, CASE id % 500 WHEN 0 THEN 'ele disse "oi"; e foi' WHEN 1 THEN E'linha\\nquebrada' END AS nota
-FROM (SELECT * FROM contatos UNION ALL SELECT 3000 + id, 'sem', NULL, nome, cpf, valor FROM contatos WHERE id <= 40) AS c
+SELECT telefone, nome, cpf, valor,
+       CASE id % 500 WHEN 0 THEN 'ele disse "oi"; e foi' WHEN 1 THEN E'linha\\nquebrada' END AS nota
+FROM (TABLE contatos UNION ALL SELECT 3000 + id, 'sem', NULL, nome, cpf, valor FROM contatos WHERE id <= 40) AS c
 ORDER BY id
 """
 LARGE = "SELECT n::text AS telefone, repeat('ação ', 20) AS nota FROM generate_series(1, 60000) AS n ORDER BY n"
@@ -101,7 +103,8 @@ def held_open(stage: WindowsStage, share: str, *paths: Path) -> Iterator[None]:
 def active_queries(stage: Stage) -> int:
     """How many of the program's queries the server is still working on."""
     with stage.database.connect() as connection:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'pg_sleep' AND pid <> pg_backend_pid()"
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'pg_sleep' "
+        sql += "AND pid <> pg_backend_pid()"
         return int(connection.execute(sql).fetchone()[0])  # type: ignore[index]
 
 
@@ -211,8 +214,8 @@ def test_the_check_finds_everything_in_order(day: Day) -> None:
 
 def test_the_status_shows_what_was_delivered(day: Day) -> None:
     assert day.status.exit_code == 0, day.status.said
-    assert re.search(r"grande +60,000", day.status.stdout)
-    assert re.search(r"vazia +empty", day.status.stdout)
+    assert re.search(r"^grande .* \+ *$", day.status.stdout, re.MULTILINE), day.status.stdout
+    assert re.search(r"^vazia .* 0 *$", day.status.stdout, re.MULTILINE)
 
 
 def test_the_ledger_tells_the_truth_in_remote_paths_with_slashes(day: Day) -> None:
@@ -278,7 +281,7 @@ def test_every_console_encoding_takes_table_help_and_messages(day: Day, console:
     ended = {name: process.communicate(timeout=60) for name, process in started.items()}
     out = {name: (stdout + stderr).decode(encoding) for name, (stdout, stderr) in ended.items()}
     assert {name: process.returncode for name, process in started.items()} == {"status": 0, "help": 0, "fault": 2}, out
-    assert "grande" in out["status"] and "60,000" in out["status"]
+    assert "grande" in out["status"] and ("✓" if console == "utf-8" else "+") + " delivered 4" in out["status"]
     assert "exit codes:" in out["help"]
     assert "Área de trabalho\\não há " in out["fault"]
     assert "Traceback" not in "".join(out.values())
@@ -301,22 +304,17 @@ def killed(new_stage: NewStage) -> SimpleNamespace:
         found = re.search(r"process (\d+), started", second.json["error"])
         number = found[1] if found else "0"
         taskkill = ["wine", "taskkill", "/f", "/pid", number]
-        subprocess.run(taskkill, env=first_environment(stage), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        code = first.wait(timeout=30)
+        environment = clean_environ() | stage.python.environment
+        subprocess.run(taskkill, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        reported = first.communicate(timeout=30)[0]
         left = stage.files("lenta")
         ledger = stage.ledger()
         lenta.write_text(QUICK)
         third = stage.run("--json")
         arrivals = dialer.record
     return SimpleNamespace(
-        stage=stage, second=second, code=code, left=left, ledger=ledger, third=third, arrivals=arrivals
+        stage=stage, second=second, reported=reported, left=left, ledger=ledger, third=third, arrivals=arrivals
     )
-
-
-def first_environment(stage: WindowsStage) -> dict[str, str]:
-    from stage import clean_environ
-
-    return clean_environ() | stage.python.environment
 
 
 def test_a_second_run_beside_it_ends_with_3_and_names_the_holder(killed: SimpleNamespace) -> None:
@@ -325,7 +323,7 @@ def test_a_second_run_beside_it_ends_with_3_and_names_the_holder(killed: SimpleN
 
 
 def test_a_killed_run_leaves_nothing_that_the_dialer_takes(killed: SimpleNamespace) -> None:
-    assert killed.code != 0
+    assert killed.reported == ""
     assert [name for name in killed.left if not name.startswith(".part-")] == []
     assert len(killed.left) == 1
     assert {entry["campaign"]: entry["state"] for entry in killed.ledger} == {"pronta": "delivered", "lenta": "started"}
@@ -390,7 +388,7 @@ def test_ctrl_c_in_a_retry_pause_is_heard_at_once(new_stage: NewStage) -> None:
     go.touch()
     result = json.loads(said(presser))
     assert result["code"] == 4, result
-    assert result["seconds"] < 5
+    assert result["seconds"] < 12  # the pause is one of 15 seconds at least
     assert [entry["state"] for entry in stage.ledger()] == ["failed"]
 
 
@@ -483,30 +481,18 @@ def test_a_log_that_cannot_be_opened_is_said_on_the_console(held: SimpleNamespac
 
 @pytest.fixture(scope="module")
 def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
-    """Settings on drive C:, queries on Z:, spaces and accents everywhere; libpq's own files too."""
+    """Settings on drive C:, queries and key on Z:, spaces and accents everywhere."""
     stage = new_stage("paths")
     stage.query("10_alfa", QUICK)
     place = stage.python.prefix / "drive_c" / f"Mala Direta & Cobrança {time.monotonic_ns()}"
     place.mkdir()
     keys = stage.folder / "Chave do usuário"
     keys.mkdir()
-    values = dict(stage.values)
-    if stage.sftp.password is None:
-        shutil.copy(stage.sftp.key_file, keys / "chave ação.pem")
-        values["SFTP_KEY_FILE"] = windows_path(keys / "chave ação.pem")
-    else:
-        shutil.copy(stage.sftp.key_file, keys / "chave ação.pem")
-        del values["SFTP_PASSWORD"]
-        values["SFTP_KEY_FILE"] = windows_path(keys / "chave ação.pem")
-    database = {key: values.pop(key) for key in ("PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD")}
-    (keys / "serviço.conf").write_text(
-        f"[mala]\nhost=localhost\nport={database['PGPORT']}\ndbname={database['PGDATABASE']}\nuser={database['PGUSER']}\n"
-    )
-    (keys / "senha do banco.conf").write_text(f"*:*:*:*:{database['PGPASSWORD']}\n")
+    shutil.copy(stage.sftp.key_file, keys / "chave ação.pem")
+    values = {key: value for key, value in stage.values.items() if key != "SFTP_PASSWORD"}
     values |= {
-        "PGSERVICE": "mala",
-        "PGSERVICEFILE": windows_path(keys / "serviço.conf"),
-        "PGPASSFILE": windows_path(keys / "senha do banco.conf"),
+        "PGHOST": "localhost",
+        "SFTP_KEY_FILE": windows_path(keys / "chave ação.pem"),
         "QUERIES_DIR": windows_path(stage.queries),
         "OUTPUT_DIR": r"saída\de hoje",
         "LOG_DIR": r"C:\logs da mala direta",
@@ -533,10 +519,6 @@ def test_settings_beside_the_program_may_have_drive_letters_backslashes_spaces_a
 def test_relative_and_absolute_local_paths_go_where_they_say(paths: SimpleNamespace) -> None:
     assert (paths.place / "saída" / "de hoje" / "ledger.sqlite3").exists(), paths.said
     assert list(paths.logs.glob("mailing_pipeline_*.log"))
-
-
-def test_libpqs_service_and_password_files_are_found(paths: SimpleNamespace) -> None:
-    assert re.search(r"ok +database login: ok", paths.said), paths.said
 
 
 def test_a_project_folder_beyond_260_characters_works_where_windows_allows_it(new_stage: NewStage) -> None:
@@ -590,7 +572,11 @@ def test_codes_that_windows_knows_are_taken(probe: dict[str, Any]) -> None:
 
 
 def is_a_clear_fault(found: Any) -> bool:
-    return isinstance(found, dict) and "file name" in found["message"] and found["raised"] in ("ValueError", "SettingsFault")
+    return (
+        isinstance(found, dict)
+        and "file name" in found["message"]
+        and found["raised"] in ("ValueError", "SettingsFault")
+    )
 
 
 @pytest.mark.parametrize("pattern", NAMES_THAT_WINDOWS_LACKS)
@@ -658,6 +644,10 @@ def test_a_refused_connection_is_tried_again_and_has_its_exit_code(
     probe: dict[str, Any], server: str, code: int
 ) -> None:
     assert probe["refused_connections"][server][:3] == [code, mailing_pipeline.AGAIN, True]
+
+
+def test_libpqs_service_file_is_looked_for_where_the_settings_say(probe: dict[str, Any]) -> None:
+    assert r"Z:\sem\nada.conf" in probe["service_file"]
 
 
 def test_a_query_is_given_up_when_the_run_ends(probe: dict[str, Any]) -> None:

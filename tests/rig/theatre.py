@@ -115,12 +115,17 @@ class Rig:
         *options: str,
         constants: dict[str, Any] | None = None,
         environ: dict[str, str] | None = None,
+        as_in_the_field: bool = False,
         **seams: Any,
     ) -> Program:
-        """Start the program under the rig's clock. Seams: see fork_server.SEAMS."""
+        """Start the program under the rig's clock, with QUICK timeouts or those of the field.
+
+        Seams: see fork_server.SEAMS.
+        """
+        quick = {} if as_in_the_field else QUICK
         argv = ["--config", str(self.stage.config), *options]
         self._since = time.time()
-        program = self.programs.start(argv, self.stage.elsewhere, self.clock, environ, QUICK | (constants or {}), seams)
+        program = self.programs.start(argv, self.stage.elsewhere, self.clock, environ, quick | (constants or {}), seams)
         self._started.append(program)
         return program
 

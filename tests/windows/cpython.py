@@ -1,4 +1,4 @@
-"""A real Windows CPython on Linux, under Wine, made by ../shared/windows/setup.sh; and a Stage whose program runs on it.
+"""A real Windows CPython under Wine, made by ../shared/windows/setup.sh; and a Stage whose program runs on it.
 
 Making it takes a minute or two, so it is kept between runs in the user's cache folder, under a name that changes with
 the requirements and the script. Nothing of it is in the project.
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from local_servers import LocalPostgres, SftpServer
 from stage import PROGRAM, PROJECT, Stage, clean_environ
-
 from windows import needs, wine
 
 SETUP = PROJECT.parent / "shared" / "windows" / "setup.sh"

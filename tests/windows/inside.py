@@ -2,7 +2,7 @@
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
 hold SHARE RELEASE PATH…      opens files as another program would, until the file RELEASE appears
-press KEY GO COMMAND…         starts a command on a console of its own and, when the file GO appears, presses a key there
+press KEY GO COMMAND…         starts a command on a console of its own; when the file GO appears, presses a key there
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import Any
 sys.dont_write_bytecode = True  # of the project's files
 kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 kernel32.CreateFileW.restype = ctypes.c_void_p
-kernel32.CreateFileW.argtypes = [ctypes.c_wchar_p, *[ctypes.c_uint] * 2, ctypes.c_void_p, *[ctypes.c_uint] * 2] + [
-    ctypes.c_void_p
-]
+DWORD = ctypes.c_uint
+kernel32.CreateFileW.argtypes = [ctypes.c_wchar_p, DWORD, DWORD, ctypes.c_void_p, DWORD, DWORD, ctypes.c_void_p]
 kernel32.CloseHandle.argtypes = [ctypes.c_void_p]
 
 # What other programs allow while they hold a file open: FILE_SHARE_READ 1, FILE_SHARE_WRITE 2, FILE_SHARE_DELETE 4.
@@ -190,7 +189,7 @@ class Probes:
         for name, pattern in (("alfa", "Lista_%d-%m_%H-%M.csv"), ("beta", "lista_%d-%m_%H-%M.csv")):
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
         campaigns = self.program.load_campaigns(folder, self.settings)
-        exports = self.program.new_exports(campaigns, self.folder, self.clock.now(), lambda name: False)
+        exports = self.program.new_exports(campaigns, self.folder, self.clock.now(), lambda _: False)
         return [str(export.path).lower() for export in exports]
 
     def query_files(self) -> list[str]:
@@ -243,6 +242,17 @@ class Probes:
                     found[what] = [int(error.exit_code), error.retries, error.down, error.message]
             return found
 
+    def service_file(self) -> str:
+        """What libpq says of a service file that is not there: PGSERVICEFILE reaches it by the environment alone."""
+        libpq = {"service": "mala"}
+        settings = self.program.dataclass_replace(
+            self.settings, libpq=libpq, libpq_environment={"PGSERVICEFILE": r"Z:\sem\nada.conf"}
+        )
+        found: str = self._said(self.program.Database(settings, self.program.Deadline(self.clock, 1)).connect)[
+            "message"
+        ]
+        return found
+
     def a_stopped_query(self) -> dict[str, Any]:
         """pg_sleep under a deadline of one second: select() on a socket, with a time limit."""
         program = self.program
@@ -255,13 +265,21 @@ class Probes:
             session.close()
 
     def a_silent_sftp_server(self) -> dict[str, Any]:
-        """A login to a server that says nothing, broken off from another thread after a second, as the watchdog does."""
+        """A login to a server that says nothing, broken off from another thread, as the watchdog does."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
             settings = self.program.dataclass_replace(self.settings, sftp_host="127.0.0.1", sftp_port=port)
             drops = self.program.DropFolders(settings)
-            threading.Timer(1, drops.drop).start()
-            return self._seconds(drops.connect)
+            found: dict[str, Any] = {}
+            login = threading.Thread(target=lambda: found.update(self._seconds(drops.connect)))
+            login.start()
+            while drops._transport is None:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            start_s = time.monotonic()
+            drops.drop()
+            login.join()
+            return found | {"seconds": time.monotonic() - start_s}
 
     def replace(self) -> dict[str, Any]:
         """os.replace while another program holds one of the two files."""
