@@ -603,7 +603,7 @@ def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_
             values[key] = binding.value or ""
     known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
     values |= {key: value for key, value in environ.items() if key in known and value and is_ours(key, value)}
-    folder = path.parent.resolve()
+    folder = path.parent  # not resolve(): on Windows that turns a mapped drive into its share, or fails
     return parse_settings(values, folder, path.name, sends=sends, knows_host=knows_host, faults=faults)
 
 
@@ -3950,7 +3950,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, list[Campaign]]:
     """Settings and campaigns. Raises SettingsFault with every fault of both."""
-    path = (arguments.config or Path(__file__).resolve().parent / "config.env").absolute()
+    path = (arguments.config or Path(__file__).absolute().parent / "config.env").absolute()
     sends = not (arguments.dry_run or arguments.status)
     campaigns: list[Campaign] = []
     faults: list[str] = []
