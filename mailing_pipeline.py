@@ -2398,6 +2398,7 @@ class Courier:
                     message="the server does not tell what became of this slot's mailing",
                     hint=IN_DOUBT,
                     exit_code=ExitCode.SFTP,
+                    stage=self.drops.down is not None,
                 )
             elif delivered and not self.options.resend:
                 entry = delivered[-1]

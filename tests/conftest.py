@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ for place in (PROJECT, PROJECT / "sample_data", PROJECT / "tests"):
 
 from local_servers import LocalPostgres, OpenSshServer, ParamikoServer, SftpServer, is_root, sshd_path  # noqa: E402
 from stage import TABLES, Stage, clean_environ  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background: programs would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
 

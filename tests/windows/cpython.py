@@ -52,6 +52,7 @@ class WindowsPython:
             "WINEDLLOVERRIDES": "ucrtbase=n,b;mscoree,mshtml=",
             "LC_ALL": "C.UTF-8",  # Wine takes names with accents from Linux only in a UTF-8 locale
             "TZ": ZONE,
+            "PYTHONDONTWRITEBYTECODE": "",  # the packages' own; or every start compiles pandas, for ten seconds
         }
         environment = clean_environ() | self.environment
         self.keeper = subprocess.Popen(
