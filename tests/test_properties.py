@@ -370,13 +370,13 @@ def test_any_csv_reader_gets_the_cells_back(rows: list[list[str | None]]) -> Non
     assert read.to_numpy().tolist() == [[reference_cell(cell) or "" for cell in row] for row in rows]
 
 
+LONGEST = program.SHORT_KEY_BYTES
+KEYS = ["", "a", "b", "ab", "é", "x" * LONGEST, "x" * (LONGEST - 1), "x" * (LONGEST + 1), "é" * LONGEST]
+
+
 @many
 @given(
-    keys=st.lists(
-        st.tuples(st.sampled_from(["", "a", "b", "ab", "é"]), st.sampled_from(["", "a", "b", "\x1f"])),
-        min_size=1,
-        max_size=30,
-    ),
+    keys=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(["", "a", "b", "\x1f"])), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 30), max_size=4),
     unique=st.sampled_from(["um", "um, dois"]),
 )
