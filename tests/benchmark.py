@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -766,8 +767,8 @@ KINDS = ("start-up", "query", "treatment", "writing", "upload", "waiting", "othe
 PURPOSES = {
     "start-up": ("<module>", "load_", "parse_", "parser", "libpq_options", "open_log", "make_console"),
     "query": ("Session.", "Database."),
-    "treatment": ("plain_text", "to_frame", "clean_phones", "SeenKeys.", "Treatment."),
-    "writing": ("to_csv", "header_line", "encoded", "LocalFile.", "Ledger.", "Export._write"),
+    "treatment": ("looks_tidy", "to_frame", "texts", "clean_phones", "key_hashes", "SeenKeys.", "merged", "Treatment."),
+    "writing": ("to_csv", "quoted", "header_line", "encoded", "LocalFile.", "Ledger.", "Export._write"),
     "upload": ("DropFolders.", "Export.read", "Courier."),
 }
 SAMPLE_S = 0.005
@@ -795,8 +796,6 @@ def kind_of(frame: FrameType | None, program: str) -> str:
 
 def sample(out: Path, argv: Sequence[str]) -> None:
     """Run the program argv in this process and write {"thread kind": seconds} to out when it ends."""
-    import runpy
-
     program = argv[0]
     seconds: defaultdict[str, float] = defaultdict(float)
     over = threading.Event()
@@ -821,7 +820,7 @@ def sample(out: Path, argv: Sequence[str]) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        runpy.run_path(program, run_name="__main__")
+        importlib.import_module(Path(program).stem).main(argv[1:])
     finally:
         over.set()
         watcher.join()

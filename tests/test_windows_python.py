@@ -108,12 +108,12 @@ def held_open(stage: WindowsStage, share: str, *paths: Path) -> Iterator[None]:
         said(process)
 
 
-def active_queries(stage: Stage) -> int:
-    """How many of the program's queries the server is still working on."""
+def active_queries(campaigns: list[str], stage: Stage) -> int:
+    """How many of these campaigns' queries the server is still working on."""
     with stage.database.connect() as connection:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'pg_sleep' "
-        sql += "AND pid <> pg_backend_pid()"
-        return int(connection.execute(sql).fetchone()[0])  # type: ignore[index]
+        sql = "SELECT query FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+        running = [row[0] for row in connection.execute(sql).fetchall()]
+    return sum(f"/* {stage.folder} {campaign} */" in query for query in running for campaign in campaigns)
 
 
 # ---- One day: check, rehearsal, delivery, once more, status ----------------------------------------------------------
@@ -353,18 +353,19 @@ def test_the_run_after_a_kill_gets_the_lock_and_delivers_only_what_is_missing(ki
 def test_stopping_it_cancels_the_queries_and_leaves_nothing_partial(new_stage: NewStage, key: str) -> None:
     stage = new_stage(key)
     stage.query("10_pronta", QUICK)
-    lenta = stage.query("20_lenta", ENDLESS)
-    dorme = stage.query("30_dorme", "SELECT pg_sleep(60)::text AS telefone")
+    lenta = stage.query("20_lenta", f"{ENDLESS} /* {stage.folder} lenta */")
+    dorme = stage.query("30_dorme", f"SELECT pg_sleep(60)::text AS telefone /* {stage.folder} dorme */")
+    slow = ["lenta", "dorme"]
     stay_inside_the_slot(40)
     go = stage.elsewhere / "go"
     with stage.dialer() as dialer:
         command = [windows_path(PROGRAM), "--config", windows_path(stage.config)]
         presser = stage.python.start(INSIDE, "press", key, windows_path(go), *command)
         wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
-        wait_for("the queries", lambda: active_queries(stage) == 2)
+        wait_for("the queries", lambda: active_queries(slow, stage) == 2)
         go.touch()
         result = json.loads(said(presser))
-        left = active_queries(stage)
+        left = active_queries(slow, stage)
         assert [arrival.campaign for arrival in dialer.record] == ["pronta"]
         assert stage.files("lenta") == [], result
         assert not list(stage.output.glob("*.part"))
