@@ -893,29 +893,28 @@ def draw(growth: Mapping[str, tuple[Workload, Measured]], file: Path, machine_li
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, panels = pyplot.subplots(2, 2, figsize=(9, 4.4), layout="constrained", sharex="col", height_ratios=(3, 2))
     most_mb = max(measured.peak_mb for _, measured in growth.values())
-    for panel, prefix, label in zip(
-        panels, ("rows ", "campaigns "), ("rows in one campaign", "campaigns of 500 rows"), strict=True
+    for (above, below), prefix, label in zip(
+        panels.T, ("rows ", "campaigns "), ("rows in one campaign", "campaigns of 500 rows"), strict=True
     ):
         found = [pair for key, pair in growth.items() if key.startswith(prefix)]
         work = [workload.rows if prefix == "rows " else workload.campaigns for workload, _ in found]
         seconds, peak_mb = [each.seconds for _, each in found], [each.peak_mb for _, each in found]
         in_proportion = [seconds[-1] * each / work[-1] for each in work]
-        panel.plot(work, in_proportion, ":", color="grey", label="in proportion to the work")
-        panel.plot(work, seconds, "o-", color="tab:blue", label="seconds, start to end")
-        panel.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
-        panel.set_xticks(work, labels=[f"{each:,}" for each in work])
-        panel.minorticks_off()
-        memory = panel.twinx()
-        memory.plot(work, peak_mb, "s-", color="tab:orange", label="peak memory, MB")
-        memory.set(ylim=(0, 1.6 * most_mb), ylabel="MB")
-        for x, y, z in zip(work, seconds, peak_mb, strict=True):
-            panel.annotate(f"{y:.1f} s", (x, y), textcoords="offset points", xytext=(0, -14), ha="center", fontsize=8)
-            memory.annotate(f"{z:.0f}", (x, z), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
-        panel.margins(x=0.12, y=0.15)
-        lines = [*panel.get_lines(), *memory.get_lines()]
-        panel.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="upper left")
+        above.plot(work, in_proportion, ":", color="grey", label="in proportion to the work")
+        above.plot(work, seconds, "o-", color="tab:blue", label="seconds, start to end")
+        above.set(xscale="log", yscale="log", ylabel="seconds", ylim=(in_proportion[0] / 2, seconds[-1] * 3))
+        above.legend(fontsize=8, loc="upper left")
+        below.plot(work, peak_mb, "s-", color="tab:orange")
+        below.set(ylim=(0, 1.4 * most_mb), ylabel="peak MB", xlabel=label)
+        below.set_xticks(work, labels=[f"{each:,}" for each in work])
+        for panel, unit, values in ((above, " s", seconds), (below, "", peak_mb)):
+            panel.minorticks_off()
+            panel.margins(x=0.12)
+            for x, y in zip(work, values, strict=True):
+                text = f"{y:.1f}{unit}" if unit else f"{y:.0f}"
+                panel.annotate(text, (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     figure.suptitle(f"mailing_pipeline.py, cost as work grows ({machine_line})", fontsize=9)
     figure.savefig(file, dpi=90)
 
