@@ -1399,7 +1399,7 @@ class Treatment:
             if not reachable.all():
                 rejected.append(came[~reachable].assign(reason="no valid phone"))
                 came, frame = came[reachable], frame[reachable]
-        if self.unique:
+        if self.unique and not frame.empty:
             first = self._seen.first([texts(frame[column]) for column in self.unique])
             if not first.all():
                 rejected.append(came[~first].assign(reason=f"duplicate {', '.join(self.unique)}"))

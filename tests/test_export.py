@@ -354,6 +354,15 @@ def test_keys_are_compared_after_phones_are_cleaned_and_without_the_rejected(sta
     assert [row[-1] for row in copy_of_rejected(stage)[1:]] == ["no valid phone", "duplicate cpf"]
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_without_any_row_to_send_leave_the_others_as_they_are(stage: Stage) -> None:
+    phone = "CASE WHEN n > 40 THEN '1198888' || 1000 + n % 25 END AS t"
+    found = export(stage, f"SELECT {phone}, n AS cpf FROM generate_series(1, 90) AS n", phones="t", unique="t")
+    assert found.count(b"\n") == 1 + 25
+    (entry,) = stage.ledger()
+    assert (entry["rows"], entry["rejected"]) == (25, 65)
+
+
 def test_two_ways_to_write_a_phone_are_one_key(stage: Stage) -> None:
     rows = "('11988887777', 1), ('+55 (11) 98888-7777', 2)"
     assert export(stage, f"SELECT * FROM (VALUES {rows}) AS v (t, n)", phones="t", unique="t").count(b"\n") == 2

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -397,6 +398,37 @@ def test_unique_keeps_the_first_row_of_each_key_over_all_blocks(
             expected.append(row[2])
         seen.add(key)
     assert kept == expected
+
+
+PHONES = {"11987654321": "11987654321", "+55 (11) 3987-6543": "1139876543", "x": "", "": "", None: ""}
+
+
+@many
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(list(PHONES)), st.sampled_from(KEYS)), min_size=1, max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+)
+def test_blocks_are_treated_as_row_by_row_work_would_treat_them(
+    rows: list[tuple[str | None, str]], cuts: list[int]
+) -> None:
+    source = "-- phones: fone\n-- unique: chave\nSELECT 1"
+    treatment = program.Treatment(program.parse_campaign("10_alfa.sql", source, base_settings()))
+    edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
+    kept: list[list[str]] = []
+    reasons: Counter[str] = Counter()
+    for start, end in itertools.pairwise(edges):
+        block = copy_text([[phone, key, str(n)] for n, (phone, key) in enumerate(rows[start:end], start)])
+        frame, rejected = treatment.apply(program.to_frame(block, ["fone", "chave", "n"]))
+        kept += frame.to_numpy().tolist()
+        reasons.update(reason for part in rejected for reason in part["reason"])
+    expected, seen = [], {""}
+    for n, (phone, key) in enumerate(rows):
+        if PHONES[phone] and (key == "" or key not in seen):
+            expected.append([PHONES[phone], key, str(n)])
+            seen.add(key)
+    assert kept == expected
+    assert reasons["no valid phone"] == sum(not PHONES[phone] for phone, _ in rows)
+    assert sum(reasons.values()) == len(rows) - len(expected)
 
 
 # File names ----------------------------------------------------------------------------------------------------------
