@@ -1332,7 +1332,7 @@ def key_hashes(keys: pa.StringArray) -> np.ndarray[Any, Any]:
     is_long = pc.greater(pc.binary_length(keys), SHORT_KEY_BYTES)
     padded = pc.ascii_rpad(pc.if_else(is_long, "", keys), SHORT_KEY_BYTES, padding="\0")
     words = np.frombuffer(padded.buffers()[2], np.uint64).reshape(len(keys), -1)
-    hashes: np.ndarray[Any, Any] = pd.util.hash_pandas_object(pd.DataFrame(words), index=False).to_numpy()
+    hashes: np.ndarray[Any, Any] = pd.util.hash_pandas_object(pd.DataFrame(words), index=False).to_numpy(copy=True)
     if pc.any(is_long).as_py():
         long = keys.filter(is_long).to_numpy(zero_copy_only=False)
         hashes[is_long.to_numpy(zero_copy_only=False)] = pd.util.hash_array(long, categorize=False)
