@@ -1,4 +1,8 @@
-"""The program on a real Windows CPython, under Wine, against a real PostgreSQL and a real sshd (issue 6, 4 and 5).
+"""The program on a real Windows CPython, under Wine, against a real PostgreSQL and a real sshd.
+
+A start of the program takes seconds there: so each story is played once, what can goes side by side, and the tests read
+what came of it. They wait for what happens, with all the patience of a busy machine; bounded in seconds are only
+promises of the program itself.
 
 What Wine cannot show, a real PC must: tests/README.md has the list. Where Wine 8 differs from Windows:
 - its C library makes a signal of no console event but Ctrl+C, and it has no window to close (see windows/inside.py);
@@ -9,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -17,7 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,18 +28,11 @@ from typing import Any
 import pytest
 from local_servers import LocalPostgres, SftpServer, free_port
 from stage import PROGRAM, PROJECT, Result, Stage, clean_environ
-from windows.cpython import INSIDE, WindowsPython, WindowsStage, wait_for, windows_path
+from windows.cpython import INSIDE, PATIENCE_S, WindowsPython, WindowsStage, printed, wait_for, windows_path
 
 import mailing_pipeline
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),  # the first run makes the interpreter
-    pytest.mark.skipif(
-        os.environ.get("WINDOWS_PYTHON") != "1",
-        reason="asked for with WINDOWS_PYTHON=1: its tests of Ctrl+C and closing the window are not steady yet",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the interpreter
 
 CONTACTS = """
 SELECT telefone, nome, cpf, valor,
@@ -79,25 +75,19 @@ def new_stage(
         stage.close()
 
 
-def stay_inside_the_slot(seconds: int) -> None:
-    """Wait for the next clock hour if less than that is left of this one: a later slot would deliver again."""
-    left_s = 3600 - time.time() % 3600
-    if left_s < seconds:
-        time.sleep(left_s + 1)
-
-
-def said(process: subprocess.Popen[bytes], timeout_s: float = 60) -> bytes:
+def said(process: subprocess.Popen[bytes], timeout_s: float = PATIENCE_S) -> bytes:
     """What a script on the Windows Python printed; it must end well."""
-    stdout, stderr = process.communicate(timeout=timeout_s)
+    stdout, stderr = printed(process, timeout_s)
     assert process.returncode == 0, (stdout + stderr).decode(errors="replace")
     return stdout
 
 
 @contextlib.contextmanager
-def held_open(stage: WindowsStage, share: str, *paths: Path) -> Iterator[None]:
-    """Another Windows program has these files open, and lets others do only what share says."""
+def held_open(stage: WindowsStage, shares: dict[Path, str]) -> Iterator[None]:
+    """Another Windows program has these files open, and lets others do only what the share of each says."""
     release = stage.elsewhere / f"release {time.monotonic_ns()}"
-    process = stage.python.start(INSIDE, "hold", share, windows_path(release), *map(windows_path, paths))
+    words = [word for path, share in shares.items() for word in (share, windows_path(path))]
+    process = stage.python.start(INSIDE, "hold", windows_path(release), *words)
     assert process.stdout is not None
     if process.stdout.readline().strip() != b"held":
         pytest.fail(said(process).decode())
@@ -108,12 +98,21 @@ def held_open(stage: WindowsStage, share: str, *paths: Path) -> Iterator[None]:
         said(process)
 
 
-def active_queries(campaigns: list[str], stage: Stage) -> int:
-    """How many of these campaigns' queries the server is still working on."""
+def endless(stage: Stage, campaign: str) -> str:
+    """A query whose upload begins and whose rows never end."""
+    return f"{ENDLESS} /* {stage.folder} {campaign} */"
+
+
+def asleep(stage: Stage, campaign: str) -> str:
+    """A query that works for ten minutes without a row."""
+    return f"SELECT pg_sleep(600)::text AS telefone /* {stage.folder} {campaign} */"
+
+
+def active_queries(stage: Stage) -> int:
+    """How many of this stage's slow queries the server is still working on."""
     with stage.database.connect() as connection:
         sql = "SELECT query FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-        running = [row[0] for row in connection.execute(sql).fetchall()]
-    return sum(f"/* {stage.folder} {campaign} */" in query for query in running for campaign in campaigns)
+        return sum(f"/* {stage.folder} " in str(query) for (query,) in connection.execute(sql).fetchall())
 
 
 # ---- One day: check, rehearsal, delivery, once more, status ----------------------------------------------------------
@@ -150,9 +149,8 @@ def day(new_stage: NewStage, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     day_queries(linux)
     rehearsed = linux.main(["--dry-run"])
     assert rehearsed.exit_code == 0, rehearsed.said
-    stay_inside_the_slot(40)
-    check = stage.run("--check")
-    rehearsal = stage.run("--dry-run", "--json")
+    looking, rehearsing = stage.start("--check"), stage.start("--dry-run", "--json")
+    check, rehearsal = stage.end(looking), stage.end(rehearsing)
     with stage.dialer() as dialer:
         delivery = stage.run("--json")
         again = stage.run("--json")
@@ -222,8 +220,8 @@ def test_the_check_finds_everything_in_order(day: Day) -> None:
 
 def test_the_status_shows_what_was_delivered(day: Day) -> None:
     assert day.status.exit_code == 0, day.status.said
-    assert re.search(r"^grande .* 60k *$", day.status.stdout, re.MULTILINE), day.status.stdout
-    assert re.search(r"^vazia .* 0 *$", day.status.stdout, re.MULTILINE)
+    assert re.search(r"^grande .* 60k\b", day.status.stdout, re.MULTILINE), day.status.stdout
+    assert re.search(r"^vazia .* 0\b", day.status.stdout, re.MULTILINE)
 
 
 def test_the_ledger_tells_the_truth_in_remote_paths_with_slashes(day: Day) -> None:
@@ -243,10 +241,12 @@ def test_the_ledger_tells_the_truth_in_remote_paths_with_slashes(day: Day) -> No
 def test_time_is_local_with_its_offset(day: Day) -> None:
     lines = [line for line in day.stage.log().splitlines() if re.match(r"\d{4}-", line)]
     assert lines
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}-03:00 ", line) for line in lines), lines
+    offset = day.stage.python.utc_offset
+    stamps = [re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\S+) ", line) for line in lines]
+    assert all(stamp and datetime.fromisoformat(stamp[1]).utcoffset() == offset for stamp in stamps), lines
     local = datetime.fromisoformat(day.delivery.json["start"])
-    assert local.utcoffset() == timedelta(hours=-3)
-    assert abs(local.timestamp() - time.time()) < 600
+    assert local.utcoffset() == offset
+    assert abs(local.timestamp() - time.time()) < 1200
     assert day.delivery.json["slot"] == f"{local:%Y-%m-%d %H}:00"
     assert all(f"{local:%d-%m_%H-%M}" in arrival.name for arrival in day.arrivals)
 
@@ -286,7 +286,7 @@ def test_every_console_encoding_takes_table_help_and_messages(day: Day, console:
         "fault": ["--config", missing],
     }
     started = {name: day.stage.python.start(PROGRAM, *call, **CONSOLES[console]) for name, call in calls.items()}
-    ended = {name: process.communicate(timeout=60) for name, process in started.items()}
+    ended = {name: printed(process) for name, process in started.items()}
     out = {name: (stdout + stderr).decode(encoding) for name, (stdout, stderr) in ended.items()}
     assert {name: process.returncode for name, process in started.items()} == {"status": 0, "help": 0, "fault": 2}, out
     assert "grande" in out["status"] and ("✓" if console == "utf-8" else "+") + " delivered 4" in out["status"]
@@ -303,8 +303,7 @@ def killed(new_stage: NewStage) -> SimpleNamespace:
     """A run in the middle of an upload; a second one beside it; the first is killed, and the job started again."""
     stage = new_stage("killed")
     stage.query("10_pronta", QUICK)
-    lenta = stage.query("20_lenta", ENDLESS)
-    stay_inside_the_slot(40)
+    lenta = stage.query("20_lenta", endless(stage, "lenta"))
     with stage.dialer() as dialer:
         first = stage.start("--json")
         wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
@@ -313,8 +312,8 @@ def killed(new_stage: NewStage) -> SimpleNamespace:
         number = found[1] if found else "0"
         taskkill = ["wine", "taskkill", "/f", "/pid", number]
         environment = clean_environ() | stage.python.environment
-        subprocess.run(taskkill, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        reported = first.communicate(timeout=30)[0]
+        subprocess.run(taskkill, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S)
+        reported = printed(first)[0]
         left = stage.files("lenta")
         ledger = stage.ledger()
         lenta.write_text(QUICK)
@@ -349,106 +348,189 @@ def test_the_run_after_a_kill_gets_the_lock_and_delivers_only_what_is_missing(ki
 # ---- Ctrl+C, Ctrl+Break, the window's cross --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["ctrl_c", "ctrl_break", "close"])
-def test_stopping_it_cancels_the_queries_and_leaves_nothing_partial(new_stage: NewStage, key: str) -> None:
-    stage = new_stage(key)
-    stage.query("10_pronta", QUICK)
-    lenta = stage.query("20_lenta", f"{ENDLESS} /* {stage.folder} lenta */")
-    dorme = stage.query("30_dorme", f"SELECT pg_sleep(60)::text AS telefone /* {stage.folder} dorme */")
-    slow = ["lenta", "dorme"]
-    stay_inside_the_slot(40)
-    go = stage.elsewhere / "go"
-    with stage.dialer() as dialer:
-        command = [windows_path(PROGRAM), "--config", windows_path(stage.config)]
-        presser = stage.python.start(INSIDE, "press", key, windows_path(go), *command)
+class Stoppable:
+    """A run on a console of its own, where `key` is pressed when the test says so."""
+
+    def __init__(self, stage: WindowsStage, key: str, *options: str) -> None:
+        self.stage, self.go = stage, stage.elsewhere / "go"
+        command = [windows_path(PROGRAM), "--config", windows_path(stage.config), *options]
+        self.presser = stage.python.start(INSIDE, "press", key, windows_path(self.go), *command)
+
+    def press(self) -> None:
+        """Press the key and see how the program ends."""
+        self.go.touch()
+        ended = json.loads(said(self.presser))
+        self.code, self.seconds, self.said = ended["code"], ended["seconds"], ended["said"]
+        self.queries_left = active_queries(self.stage)
+
+
+KEYS = ["ctrl_c", "ctrl_break", "close"]
+
+
+@pytest.fixture(scope="module")
+def stopped(new_stage: NewStage) -> Iterator[dict[str, SimpleNamespace]]:
+    """By key, a run that is stopped when one mailing is out, one is half uploaded and one query has not said a word."""
+
+    def start(key: str) -> SimpleNamespace:
+        stage = new_stage(key)
+        stage.query("10_pronta", QUICK)
+        stage.query("20_lenta", endless(stage, "lenta"))
+        stage.query("30_dorme", asleep(stage, "dorme"))
+        return SimpleNamespace(stage=stage, dialer=dialers.enter_context(stage.dialer()), run=Stoppable(stage, key))
+
+    def stop(started: SimpleNamespace) -> None:
+        stage, dialer = started.stage, started.dialer
         wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
-        wait_for("the queries", lambda: active_queries(slow, stage) == 2)
-        go.touch()
-        result = json.loads(said(presser))
-        left = active_queries(slow, stage)
-        assert [arrival.campaign for arrival in dialer.record] == ["pronta"]
-        assert stage.files("lenta") == [], result
-        assert not list(stage.output.glob("*.part"))
-        assert {entry["campaign"]: entry["state"] for entry in stage.ledger()} == {
-            "pronta": "delivered",
-            "lenta": "failed",
-            "dorme": "failed",
-        }
-        assert result["code"] == 4, result
-        assert result["seconds"] < 5  # what Windows gives a program whose window is closed
-        assert "exit code 4" in stage.log() and "stopped by the operator" in stage.log()
-        assert left == 0, "a query goes on in the server"
-        if key == "ctrl_c":
-            lenta.write_text(QUICK)
-            dorme.write_text(QUICK)
-            again = stage.run("--json")
-            assert again.verdicts == {"pronta": "already delivered", "lenta": "delivered", "dorme": "delivered"}
-            assert sorted(arrival.campaign for arrival in dialer.record) == ["dorme", "lenta", "pronta"]
+        wait_for("the queries", lambda: active_queries(stage) == 2)
+        started.run.press()
+        started.ledger = {entry["campaign"]: entry["state"] for entry in stage.ledger()}
+        started.arrived = [arrival.campaign for arrival in dialer.record]
+        started.drop, started.parts = stage.files("lenta"), list(stage.output.glob("*.part"))
+
+    with contextlib.ExitStack() as dialers:
+        runs = {key: start(key) for key in KEYS}
+        for started in runs.values():
+            stop(started)
+        yield runs
 
 
-def test_ctrl_c_in_a_retry_pause_is_heard_at_once(new_stage: NewStage) -> None:
-    stage = new_stage("pause")
-    stage.query("10_pronta", QUICK)
-    stage.settings(SFTP_PORT=free_port(), RETRY_FIRST_SECONDS=30, RETRY_MAX_SECONDS=60)
-    go = stage.elsewhere / "go"
-    command = [windows_path(PROGRAM), "--config", windows_path(stage.config)]
-    presser = stage.python.start(INSIDE, "press", "ctrl_c", windows_path(go), *command)
-    wait_for("a retry", lambda: " retry 1 of" in stage.log())
-    go.touch()
-    result = json.loads(said(presser))
-    assert result["code"] == 4, result
-    assert result["seconds"] < 12  # the pause is one of 15 seconds at least
-    assert [entry["state"] for entry in stage.ledger()] == ["failed"]
+@pytest.mark.parametrize("key", KEYS)
+def test_stopping_it_ends_it_in_order_and_the_exit_code_says_so(stopped: dict[str, SimpleNamespace], key: str) -> None:
+    """Within the five seconds that Windows gives a program whose window is closed."""
+    run = stopped[key].run
+    assert run.code == 4, run.said
+    assert run.seconds < 5, run.said
+    log = stopped[key].stage.log()
+    assert "exit code 4" in log and "stopped by the operator" in log
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_stopping_it_cancels_the_queries_in_the_server(stopped: dict[str, SimpleNamespace], key: str) -> None:
+    assert stopped[key].run.queries_left == 0
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_stopping_it_leaves_nothing_partial(stopped: dict[str, SimpleNamespace], key: str) -> None:
+    run = stopped[key]
+    assert run.arrived == ["pronta"]
+    assert (run.drop, run.parts) == ([], []), run.run.said
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_ledger_of_a_stopped_run_is_true(stopped: dict[str, SimpleNamespace], key: str) -> None:
+    assert stopped[key].ledger == {"pronta": "delivered", "lenta": "failed", "dorme": "failed"}
+
+
+def test_the_run_after_ctrl_c_delivers_only_what_is_missing(stopped: dict[str, SimpleNamespace]) -> None:
+    stage, dialer = stopped["ctrl_c"].stage, stopped["ctrl_c"].dialer
+    for name in ("20_lenta", "30_dorme"):
+        stage.query(name, QUICK, drop=False)
+    again = stage.run("--json")
+    assert again.verdicts == {"pronta": "already delivered", "lenta": "delivered", "dorme": "delivered"}
+    assert sorted(arrival.campaign for arrival in dialer.record) == ["dorme", "lenta", "pronta"]
+
+
+@pytest.fixture(scope="module")
+def stopped_elsewhere(new_stage: NewStage) -> dict[str, Stoppable]:
+    """Ctrl+C in a rehearsal's query, and in the pause before another try."""
+    stages = {name: new_stage(name) for name in ("rehearsal", "pause")}
+    stages["rehearsal"].query("10_dorme", asleep(stages["rehearsal"], "dorme"))
+    stages["pause"].query("10_pronta", QUICK)
+    stages["pause"].settings(SFTP_PORT=free_port(), RETRY_FIRST_SECONDS=60, RETRY_MAX_SECONDS=60)
+    rehearsal = Stoppable(stages["rehearsal"], "ctrl_c", "--dry-run")
+    pause = Stoppable(stages["pause"], "ctrl_c")
+    wait_for("a retry", lambda: " retry 1 of" in pause.stage.log())
+    pause.press()
+    wait_for("the rehearsal's query", lambda: active_queries(rehearsal.stage) == 1)
+    rehearsal.press()
+    return {"rehearsal": rehearsal, "pause": pause}
+
+
+def test_ctrl_c_in_a_retry_pause_is_heard_at_once(stopped_elsewhere: dict[str, Stoppable]) -> None:
+    pause = stopped_elsewhere["pause"]
+    assert pause.code == 4, pause.said
+    assert pause.seconds < 12  # the pause is one of 30 seconds at least
+    assert [entry["state"] for entry in pause.stage.ledger()] == ["failed"]
+
+
+def test_ctrl_c_in_a_rehearsal_cancels_its_query_and_leaves_nothing_partial(
+    stopped_elsewhere: dict[str, Stoppable],
+) -> None:
+    rehearsal = stopped_elsewhere["rehearsal"]
+    assert rehearsal.code == 4, rehearsal.said
+    assert rehearsal.seconds < 5, rehearsal.said
+    assert "stopped by the operator" in rehearsal.stage.log()
+    assert rehearsal.queries_left == 0
+    assert not list(rehearsal.stage.output.rglob("*.part"))
 
 
 # ---- Files that another program holds open ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def held(new_stage: NewStage) -> SimpleNamespace:
-    """Runs while a browser, an editor, a spreadsheet and a backup program hold the program's files."""
-    stage = new_stage("held")
+def stage_with_log(new_stage: NewStage, name: str) -> tuple[WindowsStage, Path]:
+    """A stage with two quick campaigns and a ledger, and the path of today's log, which is there already."""
+    stage = new_stage(name)
     stage.settings(FILE_NAME="mailing_{campaign}.csv")
     stage.query("10_alfa", QUICK)
     stage.query("20_beta", QUICK)
-    stay_inside_the_slot(60)
-    first = stage.run("--dry-run", "--json")
+    for folder in (stage.output / "dry-run", stage.logs):
+        folder.mkdir(parents=True)
+    mailing_pipeline.Ledger(stage.output / "ledger.sqlite3", mailing_pipeline.Clock()).close()
+    today = datetime.now(timezone(stage.python.utc_offset))
+    log = stage.logs / f"mailing_pipeline_{today:%Y-%m-%d}.log"
+    log.write_text("yesterday's last line\n")
+    return stage, log
+
+
+def add_old_mailing(stage: Stage) -> Path:
+    """A mailing that was delivered years ago, and whose file nobody has deleted."""
     ledger = stage.output / "ledger.sqlite3"
-    (stage.output / "status.html").write_text("yesterday's")
     with contextlib.closing(mailing_pipeline.Ledger(ledger, mailing_pipeline.Clock())) as made:
         old = made.start("2020-01-01 10:00", "alfa", mailing_pipeline.PurePosixPath("/"), "mailing_old.csv")
         made.update(old, state="delivered", rows=100)
     with contextlib.closing(sqlite3.connect(ledger)) as db, db:
         db.execute("UPDATE mailings SET changed = '2020-01-01T10:00:00.000-03:00'")
     (stage.output / "mailing_old.csv").write_text("old")
-    (log,) = stage.logs.glob("*.log")
-    with (
-        stage.dialer() as dialer,
-        held_open(stage, "reading and writing", log),
-        held_open(stage, "reading", stage.output / "status.html", stage.output / "mailing_old.csv"),
-        held_open(stage, "reading", stage.output / "dry-run" / "mailing_beta.csv"),
-    ):
-        delivery = stage.run("--json")
-        rehearsal = stage.run("--dry-run", "--json")
-        arrivals = dialer.record
-    page_while_held = (stage.output / "status.html").read_text()
-    old_while_held = (stage.output / "mailing_old.csv").exists()
-    with held_open(stage, "nothing", ledger):
-        locked = stage.run("--json", "--resend")
-    with held_open(stage, "nothing", log):
-        unwritable = stage.run("--json", "--resend")
-    released = stage.run("--json")
+    return stage.output / "mailing_old.csv"
+
+
+@pytest.fixture(scope="module")
+def held(new_stage: NewStage) -> SimpleNamespace:
+    """Runs while a browser, an editor, a spreadsheet and a backup program hold the program's files; then once more,
+    with a delivered mailing open in the spreadsheet."""
+    stage, log = stage_with_log(new_stage, "held")
+    page, old = stage.output / "status.html", add_old_mailing(stage)
+    page.write_text("yesterday's")
+    sheet, _ = stage_with_log(new_stage, "sheet")
+    sheet_csv = sheet.output / "dry-run" / "mailing_beta.csv"
+    sheet_csv.write_text("yesterday's")
+    ledger_held, _ = stage_with_log(new_stage, "ledger")
+    log_held, unwritable_log = stage_with_log(new_stage, "log")
+    shares = {log: "reading and writing", page: "reading", old: "reading", sheet_csv: "reading"}
+    shares |= {ledger_held.output / "ledger.sqlite3": "nothing", unwritable_log: "nothing"}
+    with stage.dialer() as dialer, ledger_held.dialer() as other, log_held.dialer() as another:
+        with held_open(stage, shares):
+            started = [stage.start("--json"), sheet.start("--dry-run", "--json")]
+            started += [ledger_held.start("--json"), log_held.start("--json")]
+            places = [stage, sheet, ledger_held, log_held]
+            ended = [place.end(process) for place, process in zip(places, started, strict=True)]
+            page_while_held, old_while_held = page.read_text(), old.exists()
+        delivery, rehearsal, locked, unwritable = ended
+        with held_open(stage, {stage.output / "mailing_alfa.csv": "reading"}):
+            released = stage.run("--json", "--resend")
+        arrivals, strays = dialer.record, [*other.record, *another.record]
     return SimpleNamespace(**locals())
 
 
 def test_an_open_page_log_or_old_mailing_keeps_nothing_from_being_delivered(held: SimpleNamespace) -> None:
-    assert held.first.exit_code == 0, held.first.said
     assert held.delivery.exit_code == 0, held.delivery.said
     assert held.delivery.verdicts == {"alfa": "delivered", "beta": "delivered"}
-    assert sorted(arrival.campaign for arrival in held.arrivals) == ["alfa", "beta"]
+    assert sorted(arrival.campaign for arrival in held.arrivals[:2]) == ["alfa", "beta"]
 
 
 def test_an_open_log_goes_on_being_written(held: SimpleNamespace) -> None:
+    assert [*held.stage.logs.iterdir()] == [held.log]
+    assert held.delivery.log.startswith("yesterday's last line\n")
     assert "alfa: delivered: mailing_alfa.csv: 100 contacts" in held.delivery.log
 
 
@@ -456,32 +538,38 @@ def test_an_open_page_is_left_as_it_is_said_so_and_written_next_time(held: Simpl
     assert held.page_while_held == "yesterday's"
     assert "the status page was not written" in held.delivery.log
     assert held.released.exit_code == 0, held.released.said
-    assert (held.stage.output / "status.html").read_text() != "yesterday's"
+    assert held.page.read_text() != "yesterday's"
     assert not list(held.stage.output.glob("*.part"))
 
 
 def test_an_old_mailing_that_is_open_is_deleted_next_time(held: SimpleNamespace) -> None:
     assert held.old_while_held
     assert re.search(r"mailing_old\.csv: too old, but cannot be deleted", held.delivery.log)
-    assert not (held.stage.output / "mailing_old.csv").exists()
+    assert not held.old.exists()
+
+
+def test_a_delivered_csv_that_is_open_in_a_spreadsheet_is_sent_again_under_another_name(held: SimpleNamespace) -> None:
+    assert held.released.verdicts == {"alfa": "delivered", "beta": "delivered"}, held.released.said
+    again = [arrival.name for arrival in held.arrivals[2:]]
+    assert len(again) == 2 and not {"mailing_alfa.csv", "mailing_beta.csv"} & set(again)
 
 
 def test_a_csv_that_is_open_in_a_spreadsheet_fails_its_campaign_alone(held: SimpleNamespace) -> None:
     assert held.rehearsal.exit_code == 4, held.rehearsal.said
     assert held.rehearsal.verdicts == {"alfa": "would be sent", "beta": "failed"}
     assert "close programs that hold the file open" in held.rehearsal.campaigns["beta"]["hint"]
+    assert held.sheet_csv.read_text() == "yesterday's"
 
 
 def test_a_ledger_that_is_locked_stops_the_run_before_any_query(held: SimpleNamespace) -> None:
     assert held.locked.exit_code == 2, held.locked.said
     assert "ledger.sqlite3" in held.locked.json["error"] and "close other programs" in held.locked.json["error"]
-    assert len(held.arrivals) == 2
+    assert held.strays == []
 
 
 def test_a_log_that_cannot_be_opened_is_said_on_the_console(held: SimpleNamespace) -> None:
-    assert held.unwritable.exit_code in (0, 2), held.unwritable.said
-    if held.unwritable.exit_code == 2:
-        assert held.log.name in held.unwritable.json["error"]
+    assert held.unwritable.exit_code == 2, held.unwritable.said
+    assert held.unwritable_log.name in held.unwritable.json["error"]
     assert "Traceback" not in held.unwritable.said
 
 
@@ -490,11 +578,21 @@ def test_a_log_that_cannot_be_opened_is_said_on_the_console(held: SimpleNamespac
 
 @pytest.fixture(scope="module")
 def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
-    """Settings on drive C:, queries and key on Z:, spaces and accents everywhere."""
-    stage = new_stage("paths")
+    """A check with settings on drive C:, queries and key on Z:, spaces and accents everywhere; and a delivery from a
+    project folder far below all others."""
+    stage, far = new_stage("paths"), new_stage("far")
     stage.query("10_alfa", QUICK)
-    place = stage.python.prefix / "drive_c" / f"Mala Direta & Cobrança {time.monotonic_ns()}"
+    far.query("10_alfa", QUICK)
+    deep = far.folder / ("Área de trabalho " * 6) / ("b" * 100) / ("c" * 100)
+    deep.parent.mkdir(parents=True)
+    shutil.copytree(far.queries, deep / "queries")
+    shutil.copy(far.config, deep)
+    far.config = deep / "config.env"
+    delivering = far.start("--json")
+    number = time.monotonic_ns()  # another run of the tests may be about
+    place = stage.python.prefix / "drive_c" / f"Mala Direta & Cobrança {number}"
     place.mkdir()
+    logs = stage.python.prefix / "drive_c" / f"logs da mala direta {number}"
     keys = stage.folder / "Chave do usuário"
     keys.mkdir()
     shutil.copy(stage.sftp.key_file, keys / "chave ação.pem")
@@ -504,15 +602,17 @@ def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
         "SFTP_KEY_FILE": windows_path(keys / "chave ação.pem"),
         "QUERIES_DIR": windows_path(stage.queries),
         "OUTPUT_DIR": r"saída\de hoje",
-        "LOG_DIR": r"C:\logs da mala direta",
+        "LOG_DIR": "C:\\" + logs.name,
     }
     lines = [f"{key}='" + value.replace("'", "\\'") + "'" for key, value in values.items()]
     (place / "config.env").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
     shutil.copy(PROGRAM, place)
     process = stage.python.start(place / PROGRAM.name, "--check", PYTHONUTF8="1")
-    ended = [part.decode() for part in process.communicate(timeout=60)]
-    logs = stage.python.prefix / "drive_c" / "logs da mala direta"
-    yield SimpleNamespace(place=place, code=process.returncode, said="\n".join(ended), logs=logs)
+    ended = [part.decode() for part in printed(process)]
+    delivery = far.end(delivering)
+    yield SimpleNamespace(
+        place=place, code=process.returncode, said="\n".join(ended), logs=logs, far=far, deep=deep, delivery=delivery
+    )
     shutil.rmtree(place)
     shutil.rmtree(logs, ignore_errors=True)
 
@@ -530,18 +630,11 @@ def test_relative_and_absolute_local_paths_go_where_they_say(paths: SimpleNamesp
     assert list(paths.logs.glob("mailing_pipeline_*.log"))
 
 
-def test_a_project_folder_beyond_260_characters_works_where_windows_allows_it(new_stage: NewStage) -> None:
-    stage = new_stage("long")
-    stage.query("10_alfa", QUICK)
-    deep = stage.folder / ("Área de trabalho " * 6) / ("b" * 100) / ("c" * 100)
-    deep.parent.mkdir(parents=True)
-    shutil.copytree(stage.folder / "queries", deep / "queries")
-    shutil.copy(stage.config, deep)
-    stage.config = deep / "config.env"
-    result = stage.run("--json")
-    assert result.exit_code == 0, result.said
-    assert stage.files("alfa")
-    assert len(str(deep)) > 260
+def test_a_project_folder_beyond_260_characters_works_where_windows_allows_it(paths: SimpleNamespace) -> None:
+    assert len(str(paths.deep)) > 260
+    assert paths.delivery.exit_code == 0, paths.delivery.said
+    assert (paths.deep / "output" / "ledger.sqlite3").exists()
+    assert paths.far.files("alfa")
 
 
 # ---- The program's own functions, one by one (windows/inside.py) -----------------------------------------------------
@@ -556,7 +649,7 @@ def probe(new_stage: NewStage) -> dict[str, Any]:
     folder.mkdir()
     arguments = [windows_path(path) for path in (PROJECT, stage.config, folder)]
     process = stage.python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
-    found: dict[str, Any] = json.loads(said(process, 120).splitlines()[-1])
+    found: dict[str, Any] = json.loads(said(process).splitlines()[-1])
     return found
 
 
@@ -662,26 +755,26 @@ def test_libpqs_service_file_is_looked_for_where_the_settings_say(probe: dict[st
 def test_a_query_is_given_up_when_the_run_ends(probe: dict[str, Any]) -> None:
     found = probe["a_stopped_query"]
     assert found["result"]["raised"] == "Stopped", found
-    assert found["seconds"] < 3
+    assert found["seconds"] < 10  # and not pg_sleep's 30
 
 
 def test_a_silent_server_is_left_when_the_connection_is_dropped(probe: dict[str, Any]) -> None:
     found = probe["a_silent_sftp_server"]
     assert found["result"]["raised"] == "DeliveryError", found
-    assert found["seconds"] < 5
+    assert found["seconds"] < mailing_pipeline.CONNECT_TIMEOUT_S - 3
 
 
 @pytest.mark.parametrize("which", ["target 1", "source 1"])
 def test_a_rename_waits_for_a_file_that_is_held_for_a_second(probe: dict[str, Any], which: str) -> None:
     found = probe["replace"][which]
     assert (found["result"], found["target"]) == (None, ".part"), found
-    assert 0.9 < found["seconds"] < 3
+    assert found["seconds"] > 0.9
 
 
 def test_a_rename_gives_up_after_three_seconds(probe: dict[str, Any]) -> None:
-    found = probe["replace"]["target 5"]
+    found = probe["replace"]["target inf"]
     assert found["result"]["raised"] == "PermissionError", found
-    assert 2.5 < found["seconds"] < 4.9
+    assert 2.5 < found["seconds"] < 9
 
 
 def test_a_mailing_can_be_read_while_it_grows_and_then_takes_its_name(probe: dict[str, Any]) -> None:
@@ -695,12 +788,13 @@ def test_files_ledger_and_lock_work_beyond_260_characters(probe: dict[str, Any])
     assert found["lock"] == "another run is active: me"
 
 
-def test_clock_and_timers_keep_their_promises(probe: dict[str, Any]) -> None:
+def test_clock_and_timers_keep_their_promises(probe: dict[str, Any], python: WindowsPython) -> None:
     found = probe["times"]
-    assert found["now"].endswith("-03:00") and found["log"].endswith("-03:00")
+    offset = "-03:30" if python.utc_offset % timedelta(hours=1) else "-03:00"
+    assert found["now"].endswith(offset) and found["log"].endswith(offset)
     assert found["waited"]["result"] is False
-    assert 0.6 < found["waited"]["seconds"] < 2
-    assert 0.6 < found["steady"] < 2
+    assert 0.6 < found["waited"]["seconds"] < 10
+    assert 0.6 < found["steady"] < 10
 
 
 def test_remote_paths_have_slashes_and_a_backslash_is_a_fault(probe: dict[str, Any]) -> None:
