@@ -1827,8 +1827,8 @@ class DropFolders:
                     waiting = chunk or b""
                     sent += len(waiting)
                 arrived = file.stat().st_size
-            except TimeoutError:
-                raise  # closing would wait for the same silent server
+            except (TimeoutError, KeyboardInterrupt):
+                raise  # closing would wait: for the same silent server, or for the rest of a half request
             except BaseException:
                 file.close()
                 raise
@@ -1879,6 +1879,9 @@ class DropFolders:
             if dead:
                 self.drop()
             raise fault from error
+        except KeyboardInterrupt:
+            self.drop()  # a request may be half sent or its reply half read: the next one would wait in vain
+            raise
 
     def _dial(self) -> paramiko.Transport:
         """A connection whose host key is the pinned one; nothing secret has been sent yet."""
