@@ -1229,7 +1229,7 @@ class Database:
 
 
 CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"  # C0, DEL, C1, U+2028, U+2029 in UTF-8
-CONTROLS_INSIDE = re.compile(rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES))
+CONTROLS_INSIDE = rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES)
 
 
 def looks_tidy(block: bytes, columns: int) -> bool:
@@ -1262,6 +1262,7 @@ def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import csv
 
     data = np.frombuffer(block, np.uint8)
@@ -1270,7 +1271,8 @@ def to_frame(block: bytes, columns: Sequence[str]) -> pd.DataFrame:
         block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
     tidy = looks_tidy(block, len(columns))
     if not tidy:
-        block = CONTROLS_INSIDE.sub(b" ", block)
+        # RE2: a sixth of the time of Python's re, and outside the interpreter lock
+        block = pc.replace_substring_regex(pa.array([block], pa.binary()), CONTROLS_INSIDE, b" ")[0].as_py()
     numbered = [str(index) for index in range(len(columns))]  # names may be any text: they are set afterwards
     table = csv.read_csv(
         pa.BufferReader(block),
