@@ -3450,12 +3450,13 @@ def send_alert(urls: str, title: str, body: str) -> None:
 
 def fetch_heartbeat(url: str) -> None:
     """Tell a monitor that this run ended well."""
+    import http.client
     import urllib.request
 
     try:
         with urllib.request.urlopen(url, timeout=TELL_TIMEOUT_S):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # whose text may quote the URL
         log.warning("HEARTBEAT_URL could not be fetched: %s", type(error).__name__)
 
 
