@@ -2,7 +2,7 @@
 
 A start of the program takes seconds there: so each story is played once, what can goes side by side, and the tests read
 what came of it. They wait for what happens, with all the patience of a busy machine; bounded in seconds are only
-promises of the program itself.
+promises of the program itself. Where Wine's own server dies, the story is played again.
 
 What Wine cannot show, a real PC must: tests/README.md has the list. Where Wine 8 differs from Windows:
 - its C library makes a signal of no console event but Ctrl+C, and it has no window to close (see windows/inside.py);
@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,18 +27,15 @@ from typing import Any
 
 import pytest
 from local_servers import LocalPostgres, SftpServer, free_port
-from stage import PROGRAM, PROJECT, Result, Stage, clean_environ
-from windows.cpython import INSIDE, PATIENCE_S, WindowsPython, WindowsStage, printed, wait_for, windows_path
+from stage import PROGRAM, PROJECT, Result, Stage
+from windows.cpython import INSIDE, WindowsPython, WindowsStage, replayed, windows_path
 
 import mailing_pipeline
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first run makes the interpreter
-    pytest.mark.skipif(
-        os.environ.get("WINDOWS_PYTHON") != "1",
-        reason="asked for with WINDOWS_PYTHON=1: Wine 8's own server hangs in too many runs",
-    ),
+    pytest.mark.skipif(os.environ.get("WINDOWS_PYTHON") != "1", reason="asked for with WINDOWS_PYTHON=1"),
 ]
 
 CONTACTS = """
@@ -79,31 +75,31 @@ def new_stage(
         return made[-1]
 
     yield make
+    python.end_all()  # or what still runs would hold a stage's pipes open
     for stage in made:
         stage.close()
 
 
-def said(process: subprocess.Popen[bytes], timeout_s: float = PATIENCE_S) -> bytes:
-    """What a script on the Windows Python printed; it must end well."""
-    stdout, stderr = printed(process, timeout_s)
-    assert process.returncode == 0, (stdout + stderr).decode(errors="replace")
-    return stdout
+@pytest.fixture(scope="module")
+def afterwards() -> Iterator[contextlib.ExitStack]:
+    """What a story leaves to be done when all tests have read what came of it."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 @contextlib.contextmanager
 def held_open(stage: WindowsStage, shares: dict[Path, str]) -> Iterator[None]:
     """Another Windows program has these files open, and lets others do only what the share of each says."""
-    release = stage.elsewhere / f"release {time.monotonic_ns()}"
+    number = time.monotonic_ns()
+    held, release = (stage.elsewhere / f"{word} {number}" for word in ("held", "release"))
     words = [word for path, share in shares.items() for word in (share, windows_path(path))]
-    process = stage.python.start(INSIDE, "hold", windows_path(release), *words)
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != b"held":
-        pytest.fail(said(process).decode())
+    process = stage.python.start(INSIDE, "hold", windows_path(held), windows_path(release), *words)
+    stage.python.wait_for("the files to be held", lambda: held.exists() or process.poll() is not None)
     try:
         yield
     finally:
         release.touch()
-        said(process)
+        stage.python.said(process)
 
 
 def endless(stage: Stage, campaign: str) -> str:
@@ -150,10 +146,17 @@ def day_queries(stage: Stage) -> None:
 
 
 @pytest.fixture(scope="module")
-def day(new_stage: NewStage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
+@replayed
+def day(
+    new_stage: NewStage,
+    python: WindowsPython,  # noqa: ARG001 (replayed asks for it)
+    tmp_path_factory: pytest.TempPathFactory,
+    afterwards: contextlib.ExitStack,
+) -> Day:
     stage = new_stage("day")
     day_queries(stage)
     linux = Stage(tmp_path_factory.mktemp("linux"), stage.database, stage.sftp)
+    afterwards.callback(linux.close)
     day_queries(linux)
     rehearsed = linux.main(["--dry-run"])
     assert rehearsed.exit_code == 0, rehearsed.said
@@ -171,7 +174,7 @@ def day(new_stage: NewStage, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     on_windows, on_linux = files(stage.output, True), files(linux.output / "dry-run", True)
     assert on_windows.keys() == on_linux.keys()
-    yield Day(
+    return Day(
         stage,
         check,
         rehearsal,
@@ -182,7 +185,6 @@ def day(new_stage: NewStage, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         files(linux.output / "dry-run", False),
         {name: (on_windows[name], on_linux[name]) for name in on_linux},
     )
-    linux.close()
 
 
 DELIVERED = ["antiga", "bom", "cobranca", "grande"]
@@ -285,7 +287,8 @@ CONSOLES = {
 
 
 @pytest.mark.parametrize("console", CONSOLES)
-def test_every_console_encoding_takes_table_help_and_messages(day: Day, console: str) -> None:
+@replayed
+def test_every_console_encoding_takes_table_help_and_messages(day: Day, python: WindowsPython, console: str) -> None:
     encoding = "cp1252" if console == "own" else console
     missing = windows_path(day.stage.folder / "não há 名.env")
     calls = {
@@ -293,8 +296,8 @@ def test_every_console_encoding_takes_table_help_and_messages(day: Day, console:
         "help": ["--help"],
         "fault": ["--config", missing],
     }
-    started = {name: day.stage.python.start(PROGRAM, *call, **CONSOLES[console]) for name, call in calls.items()}
-    ended = {name: printed(process) for name, process in started.items()}
+    started = {name: python.start(PROGRAM, *call, **CONSOLES[console]) for name, call in calls.items()}
+    ended = {name: python.printed(process) for name, process in started.items()}
     out = {name: (stdout + stderr).decode(encoding) for name, (stdout, stderr) in ended.items()}
     assert {name: process.returncode for name, process in started.items()} == {"status": 0, "help": 0, "fault": 2}, out
     assert "grande" in out["status"] and ("✓" if console == "utf-8" else "+") + " delivered 4" in out["status"]
@@ -307,21 +310,20 @@ def test_every_console_encoding_takes_table_help_and_messages(day: Day, console:
 
 
 @pytest.fixture(scope="module")
-def killed(new_stage: NewStage) -> SimpleNamespace:
+@replayed
+def killed(new_stage: NewStage, python: WindowsPython) -> SimpleNamespace:
     """A run in the middle of an upload; a second one beside it; the first is killed, and the job started again."""
     stage = new_stage("killed")
     stage.query("10_pronta", QUICK)
     lenta = stage.query("20_lenta", endless(stage, "lenta"))
     with stage.dialer() as dialer:
         first = stage.start("--json")
-        wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
+        python.wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
         second = stage.run("--json")
         found = re.search(r"process (\d+), started", second.json["error"])
         number = found[1] if found else "0"
-        taskkill = ["wine", "taskkill", "/f", "/pid", number]
-        environment = clean_environ() | stage.python.environment
-        subprocess.run(taskkill, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S)
-        reported = printed(first)[0]
+        python.taskkill(number)
+        reported = python.printed(first)[0]
         left = stage.files("lenta")
         ledger = stage.ledger()
         lenta.write_text(QUICK)
@@ -367,7 +369,7 @@ class Stoppable:
     def press(self) -> None:
         """Press the key and see how the program ends."""
         self.go.touch()
-        ended = json.loads(said(self.presser))
+        ended = json.loads(self.stage.python.said(self.presser))
         self.code, self.seconds, self.said = ended["code"], ended["seconds"], ended["said"]
         self.queries_left = active_queries(self.stage)
 
@@ -376,8 +378,12 @@ KEYS = ["ctrl_c", "ctrl_break", "close"]
 
 
 @pytest.fixture(scope="module")
-def stopped(new_stage: NewStage) -> Iterator[dict[str, SimpleNamespace]]:
-    """By key, a run that is stopped when one mailing is out, one is half uploaded and one query has not said a word."""
+@replayed
+def stopped(new_stage: NewStage, python: WindowsPython) -> dict[str, SimpleNamespace]:
+    """By key, a run that is stopped when one mailing is out, one is half uploaded and one query has not said a word.
+
+    After Ctrl+C the job is started again.
+    """
 
     def start(key: str) -> SimpleNamespace:
         stage = new_stage(key)
@@ -388,8 +394,8 @@ def stopped(new_stage: NewStage) -> Iterator[dict[str, SimpleNamespace]]:
 
     def stop(started: SimpleNamespace) -> None:
         stage, dialer = started.stage, started.dialer
-        wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
-        wait_for("the queries", lambda: active_queries(stage) == 2)
+        python.wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
+        python.wait_for("the queries", lambda: active_queries(stage) == 2)
         started.run.press()
         started.ledger = {entry["campaign"]: entry["state"] for entry in stage.ledger()}
         started.arrived = [arrival.campaign for arrival in dialer.record]
@@ -399,7 +405,12 @@ def stopped(new_stage: NewStage) -> Iterator[dict[str, SimpleNamespace]]:
         runs = {key: start(key) for key in KEYS}
         for started in runs.values():
             stop(started)
-        yield runs
+        once_more = runs["ctrl_c"]
+        for name in ("20_lenta", "30_dorme"):
+            once_more.stage.query(name, QUICK, drop=False)
+        once_more.again = once_more.stage.run("--json")
+        once_more.arrived_in_the_end = [arrival.campaign for arrival in once_more.dialer.record]
+    return runs
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -430,16 +441,14 @@ def test_the_ledger_of_a_stopped_run_is_true(stopped: dict[str, SimpleNamespace]
 
 
 def test_the_run_after_ctrl_c_delivers_only_what_is_missing(stopped: dict[str, SimpleNamespace]) -> None:
-    stage, dialer = stopped["ctrl_c"].stage, stopped["ctrl_c"].dialer
-    for name in ("20_lenta", "30_dorme"):
-        stage.query(name, QUICK, drop=False)
-    again = stage.run("--json")
-    assert again.verdicts == {"pronta": "already delivered", "lenta": "delivered", "dorme": "delivered"}
-    assert sorted(arrival.campaign for arrival in dialer.record) == ["dorme", "lenta", "pronta"]
+    run = stopped["ctrl_c"]
+    assert run.again.verdicts == {"pronta": "already delivered", "lenta": "delivered", "dorme": "delivered"}
+    assert sorted(run.arrived_in_the_end) == ["dorme", "lenta", "pronta"]
 
 
 @pytest.fixture(scope="module")
-def stopped_elsewhere(new_stage: NewStage) -> dict[str, Stoppable]:
+@replayed
+def stopped_elsewhere(new_stage: NewStage, python: WindowsPython) -> dict[str, Stoppable]:
     """Ctrl+C in a rehearsal's query, and in the pause before another try."""
     stages = {name: new_stage(name) for name in ("rehearsal", "pause")}
     stages["rehearsal"].query("10_dorme", asleep(stages["rehearsal"], "dorme"))
@@ -447,9 +456,9 @@ def stopped_elsewhere(new_stage: NewStage) -> dict[str, Stoppable]:
     stages["pause"].settings(SFTP_PORT=free_port(), RETRY_FIRST_SECONDS=60, RETRY_MAX_SECONDS=60)
     rehearsal = Stoppable(stages["rehearsal"], "ctrl_c", "--dry-run")
     pause = Stoppable(stages["pause"], "ctrl_c")
-    wait_for("a retry", lambda: " retry 1 of" in pause.stage.log())
+    python.wait_for("a retry", lambda: " retry 1 of" in pause.stage.log())
     pause.press()
-    wait_for("the rehearsal's query", lambda: active_queries(rehearsal.stage) == 1)
+    python.wait_for("the rehearsal's query", lambda: active_queries(rehearsal.stage) == 1)
     rehearsal.press()
     return {"rehearsal": rehearsal, "pause": pause}
 
@@ -503,7 +512,8 @@ def add_old_mailing(stage: Stage) -> Path:
 
 
 @pytest.fixture(scope="module")
-def held(new_stage: NewStage) -> SimpleNamespace:
+@replayed
+def held(new_stage: NewStage, python: WindowsPython) -> SimpleNamespace:
     """Runs while a browser, an editor, a spreadsheet and a backup program hold the program's files; then once more,
     with a delivered mailing open in the spreadsheet."""
     stage, log = stage_with_log(new_stage, "held")
@@ -585,7 +595,8 @@ def test_a_log_that_cannot_be_opened_is_said_on_the_console(held: SimpleNamespac
 
 
 @pytest.fixture(scope="module")
-def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
+@replayed
+def paths(new_stage: NewStage, python: WindowsPython, afterwards: contextlib.ExitStack) -> SimpleNamespace:
     """A check with settings on drive C:, queries and key on Z:, spaces and accents everywhere; and a delivery from a
     project folder far below all others."""
     stage, far = new_stage("paths"), new_stage("far")
@@ -597,10 +608,12 @@ def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
     shutil.copy(far.config, deep)
     far.config = deep / "config.env"
     delivering = far.start("--json")
-    number = time.monotonic_ns()  # another run of the tests may be about
-    place = stage.python.prefix / "drive_c" / f"Mala Direta & Cobrança {number}"
+    number = time.monotonic_ns()
+    place = python.prefix / "drive_c" / f"Mala Direta & Cobrança {number}"
+    logs = python.prefix / "drive_c" / f"logs da mala direta {number}"
     place.mkdir()
-    logs = stage.python.prefix / "drive_c" / f"logs da mala direta {number}"
+    for folder in (place, logs):
+        afterwards.callback(shutil.rmtree, folder, ignore_errors=True)
     keys = stage.folder / "Chave do usuário"
     keys.mkdir()
     shutil.copy(stage.sftp.key_file, keys / "chave ação.pem")
@@ -615,14 +628,12 @@ def paths(new_stage: NewStage) -> Iterator[SimpleNamespace]:
     lines = [f"{key}='" + value.replace("'", "\\'") + "'" for key, value in values.items()]
     (place / "config.env").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
     shutil.copy(PROGRAM, place)
-    process = stage.python.start(place / PROGRAM.name, "--check", PYTHONUTF8="1")
-    ended = [part.decode() for part in printed(process)]
+    process = python.start(place / PROGRAM.name, "--check", PYTHONUTF8="1")
+    ended = [part.decode() for part in python.printed(process)]
     delivery = far.end(delivering)
-    yield SimpleNamespace(
+    return SimpleNamespace(
         place=place, code=process.returncode, said="\n".join(ended), logs=logs, far=far, deep=deep, delivery=delivery
     )
-    shutil.rmtree(place)
-    shutil.rmtree(logs, ignore_errors=True)
 
 
 def test_settings_beside_the_program_may_have_drive_letters_backslashes_spaces_and_accents(
@@ -649,15 +660,16 @@ def test_a_project_folder_beyond_260_characters_works_where_windows_allows_it(pa
 
 
 @pytest.fixture(scope="module")
-def probe(new_stage: NewStage) -> dict[str, Any]:
+@replayed
+def probe(new_stage: NewStage, python: WindowsPython) -> dict[str, Any]:
     stage = new_stage("probe")
     stage.query("10_alfa", QUICK)
     stage.settings(SFTP_PORT=stage.sftp.port)
     folder = stage.folder / "probes"
     folder.mkdir()
     arguments = [windows_path(path) for path in (PROJECT, stage.config, folder)]
-    process = stage.python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
-    found: dict[str, Any] = json.loads(said(process).splitlines()[-1])
+    process = python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
+    found: dict[str, Any] = json.loads(python.said(process).splitlines()[-1])
     return found
 
 

@@ -6,25 +6,29 @@ the requirements and the script. Nothing of it is in the project.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import AnyStr
+from typing import AnyStr, ParamSpec, TypeVar
 
-import pytest
+import psutil
 from local_servers import LocalPostgres, SftpServer
 from stage import PROGRAM, PROJECT, Result, Stage, clean_environ
 from windows import needs, wine
 
 SETUP = PROJECT.parent / "shared" / "windows" / "setup.sh"
 REQUIREMENTS = PROJECT / "requirements.txt"
+WINESERVER = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
 INSIDE = Path(__file__).with_name("inside.py")
 
 
@@ -36,15 +40,7 @@ def windows_path(path: Path | str) -> str:
 # How long anything may take that no promise of the program is about: some starts of Python at once, on a busy machine.
 PATIENCE_S = 180
 
-
-def wait_for(what: str, happened: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """Return when happened() is true; fail the test if that takes too long."""
-    until = time.monotonic() + timeout_s
-    while not happened():
-        if time.monotonic() > until:
-            WindowsPython.skip_if_wine_hangs()
-            pytest.fail(f"still waiting after {timeout_s:g} s: {what}")
-        time.sleep(0.05)
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 def zone_early_in_its_hour() -> tuple[str, timedelta]:
@@ -56,10 +52,18 @@ def zone_early_in_its_hour() -> tuple[str, timedelta]:
     return ("BRT3", timedelta(hours=-3)) if early else ("BRT3:30", timedelta(hours=-3, minutes=-30))
 
 
-class WindowsPython:
-    """The interpreter, and how to start a script on it. `keeper` holds Wine up: a start takes 0.1 s instead of 3."""
+class WineDied(Exception):
+    """Wine's own server has ended, and with it every Windows program."""
 
-    up: WindowsPython | None = None
+
+class WindowsPython:
+    """The interpreter, how to start a script on it and how to wait for one.
+
+    `server` is Wine's server for this prefix. That of Wine 8.0 dies once in some two hundred starts of the program:
+    "server/sock.c: sock_poll_event: Assertion `sock->obj.ops == &sock_ops' failed". Then every Windows program waits
+    for it for ever. So it is ours, its end is noticed, and what was going on is played again (see `replayed`).
+    `keeper` holds the services of Wine up: a start takes 0.1 s instead of 3.
+    """
 
     def __init__(self) -> None:
         needs.shared_file(SETUP)
@@ -76,38 +80,69 @@ class WindowsPython:
             "PYTHONDONTWRITEBYTECODE": "",  # the packages' own; or every start compiles pandas, for ten seconds
         }
         self._started: list[subprocess.Popen[bytes]] = []
-        self.keep_wine_up()
+        self._server_said = self.folder / "server.txt"
+        self._in_use = (self.folder.parent / "in use").open("w")
+        fcntl.flock(self._in_use, fcntl.LOCK_EX)  # by one run of the tests at a time
+        self.begin()
 
-    def keep_wine_up(self) -> None:
+    def begin(self) -> None:
+        """Start Wine anew, whatever is left of it."""
+        self.end_all()
         environment = clean_environ() | self.environment
+        server = [WINESERVER, "--foreground", "--persistent"]
+        with self._server_said.open("w") as said:
+            self.server = subprocess.Popen(server, env=environment, stdout=said, stderr=subprocess.STDOUT)
         self.keeper = subprocess.Popen(
             ["wine", "cmd"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        WindowsPython.up = self
 
-    @classmethod
-    def skip_if_wine_hangs(cls) -> None:
-        """Skip what waits for Wine in vain, and start Wine anew, if it answers nobody any more.
+    def end_all(self) -> None:
+        """End Wine's server and every program of this prefix, also one that has outlived its server."""
+        # In order, with its registry saved: it may be the one that made the prefix a second ago.
+        subprocess.run([WINESERVER, "--kill"], env=clean_environ() | self.environment, timeout=PATIENCE_S)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("WINEPREFIX") == str(self.prefix):
+                    process.kill()
 
-        Wine 8's server was seen to hang once in some hundred starts, with every thread of every program waiting for its
-        answer: nothing that the program under test does or leaves undone. Where it still starts a new program, this
-        returns, and the test fails.
+    def check_server(self) -> None:
+        """Raise WineDied, with its last words, if Wine's server has ended."""
+        if self.server.poll() is not None:
+            last_words = self._server_said.read_text().strip()
+            raise WineDied(f"Wine's own server has ended with {self.server.returncode}: {last_words}")
+
+    def wait_for(self, what: str, happened: Callable[[], object]) -> None:
+        """Return when happened() is true; fail the test if that takes too long."""
+        until = time.monotonic() + PATIENCE_S
+        while not happened():
+            self.check_server()
+            assert time.monotonic() < until, f"still waiting after {PATIENCE_S} s: {what}"
+            time.sleep(0.05)
+
+    def printed(self, process: subprocess.Popen[AnyStr]) -> tuple[AnyStr, AnyStr]:
+        """Standard output and error of a program, when it has ended.
+
+        Not when its pipes have: Wine's explorer.exe, which any program may be the one to start, goes on and holds them.
         """
-        assert cls.up is not None
-        environment = clean_environ() | cls.up.environment
+        until = time.monotonic() + PATIENCE_S
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.2)
+            self.check_server()
+            assert time.monotonic() < until, f"still waiting after {PATIENCE_S} s: {process.args}"
+        self.check_server()  # the program may have ended for that
         try:
-            subprocess.run(["wine", "cmd", "/c", "exit"], env=environment, stdin=subprocess.DEVNULL, timeout=60)
-        except subprocess.TimeoutExpired:
-            cls.up.kill_wine()
-            cls.up.keep_wine_up()
-            pytest.skip("Wine's own server hung: it does not even start an empty cmd within a minute")
+            return process.communicate(timeout=2)
+        except subprocess.TimeoutExpired as held:
+            said = [part or b"" for part in (held.stdout, held.stderr)]
+            text = process.text_mode  # type: ignore[attr-defined]
+            return tuple(part.decode(errors="replace") if text else part for part in said)  # type: ignore[return-value]
 
-    def kill_wine(self) -> None:
-        """End this prefix's Windows, also one that answers nobody."""
-        server = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
-        subprocess.run([server, "-k", "9"], env=clean_environ() | self.environment, timeout=60)
-        self.keeper.kill()
-        self.keeper.communicate()
+    def said(self, process: subprocess.Popen[bytes]) -> bytes:
+        """What a script of the tests printed; it must end well."""
+        stdout, stderr = self.printed(process)
+        assert process.returncode == 0, (stdout + stderr).decode(errors="replace")
+        return stdout
 
     def command(self, script: Path, *arguments: str) -> list[str]:
         """The command line that runs a script, given by its path on this machine."""
@@ -115,8 +150,15 @@ class WindowsPython:
 
     def start(self, script: Path, *arguments: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start a script; standard output and error are pipes of bytes."""
+        return self._start(self.command(script, *arguments), environ)
+
+    def taskkill(self, number: str) -> None:
+        """End a Windows process by its number, as the Task Manager does."""
+        self.printed(self._start(["wine", "taskkill", "/f", "/pid", number], {}))
+
+    def _start(self, command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            self.command(script, *arguments),
+            command,
             env=clean_environ() | self.environment | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -126,27 +168,40 @@ class WindowsPython:
         return process
 
     def stop(self) -> None:
-        """Let Wine go; it ends by itself after its last program, and no test that failed has left one."""
-        for process in self._started:
-            process.kill()
-        try:
-            self.keeper.communicate(b"exit\r\n", timeout=60)
-        except subprocess.TimeoutExpired:
-            self.kill_wine()
+        """End Wine, and what a test that failed has left."""
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            self.keeper.communicate(b"exit\r\n", timeout=20)
+        self.end_all()
+        for process in [*self._started, self.keeper, self.server]:
+            process.communicate()
+        self._in_use.close()
 
 
-def printed(process: subprocess.Popen[AnyStr], timeout_s: float = PATIENCE_S) -> tuple[AnyStr, AnyStr]:
-    """Standard output and error of a process, when it has ended.
+PLAYS = 3
 
-    Some starts never come back: seen with all their threads waiting for an answer of Wine's server, in the middle of
-    an import. That says nothing of the program, whose own hangs are looked for on Linux: it is a skip.
+
+def replayed(story: Callable[P, T]) -> Callable[P, T]:
+    """A fixture or a test that is played again from its beginning when Wine's own server died in it.
+
+    Whatever else goes wrong fails at once. The fixture `python` must be among its arguments.
     """
-    try:
-        return process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        WindowsPython.skip_if_wine_hangs()
-        process.kill()
-        pytest.skip(f"Wine: a process did not come back within {timeout_s:g} s")
+
+    @functools.wraps(story)
+    def play(*arguments: P.args, **fixtures: P.kwargs) -> T:
+        python = fixtures["python"]
+        assert isinstance(python, WindowsPython)
+        for last in (False,) * (PLAYS - 1) + (True,):
+            try:
+                python.check_server()
+                return story(*arguments, **fixtures)
+            except WineDied as died:
+                if last:
+                    raise
+                warnings.warn(f"played again, since {died}", stacklevel=1)
+                python.begin()
+        raise AssertionError("unreachable")
+
+    return play
 
 
 class WindowsStage(Stage):
@@ -163,8 +218,8 @@ class WindowsStage(Stage):
     def start(self, *options: str, **environ: str) -> subprocess.Popen[str]:
         return super().start(*options, **(self.python.environment | environ))
 
-    def end(self, process: subprocess.Popen[str], timeout_s: float = PATIENCE_S) -> Result:
-        stdout, stderr = printed(process, timeout_s)
+    def end(self, process: subprocess.Popen[str], timeout_s: float = PATIENCE_S) -> Result:  # noqa: ARG002
+        stdout, stderr = self.python.printed(process)
         return Result(process.returncode, stdout, stderr, self.log())
 
 

@@ -1,7 +1,7 @@
 """Runs on the Windows Python, as the tests' hand inside: `inside.py WORD …`.
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
-hold RELEASE SHARE PATH …     opens each path as another program would, until the file RELEASE appears
+hold HELD RELEASE SHARE PATH …  opens each path as another program would and makes the file HELD; until RELEASE appears
 press KEY GO COMMAND…         starts a command on a console of its own; when the file GO appears, presses a key there
 """
 
@@ -55,11 +55,11 @@ def held(path: object, share: str) -> Iterator[None]:
         kernel32.CloseHandle(handle)
 
 
-def hold(release: str, *shares_and_paths: str) -> None:
+def hold(sign: str, release: str, *shares_and_paths: str) -> None:
     with contextlib.ExitStack() as stack:
         for share, path in zip(shares_and_paths[::2], shares_and_paths[1::2], strict=True):
             stack.enter_context(held(path, share))
-        print("held", flush=True)
+        Path(sign).touch()
         wait_for(release)
 
 
@@ -68,10 +68,11 @@ def press(key: str, go: str, *command: str) -> None:
     does this: Wine's console sends none to a group, and has no window to close."""
     kernel32.FreeConsole()
     assert kernel32.AllocConsole(), f"WinError {ctypes.get_last_error()}"
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT
-    )
+    printed = Path(go + ".printed")  # no pipe: Wine's explorer.exe may inherit it, and go on
+    with printed.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after the start: to ignore it is inherited
     try:
         wait_for(go)
@@ -85,8 +86,8 @@ def press(key: str, go: str, *command: str) -> None:
         seconds = time.monotonic() - start_s
     finally:
         process.kill()  # where it has not ended, the test will say so, and nothing is left
-    said = process.communicate()[0]
-    print(json.dumps({"code": process.returncode, "seconds": seconds, "said": said.decode("cp1252", "replace")}))
+    said = printed.read_text("cp1252", "replace")
+    print(json.dumps({"code": process.wait(), "seconds": seconds, "said": said}))
 
 
 def start_ctrl_routine(process_id: int, event: int) -> None:
