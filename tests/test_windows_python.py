@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -32,11 +31,7 @@ from windows.cpython import INSIDE, WindowsPython, WindowsStage, replayed, windo
 
 import mailing_pipeline
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),  # the first run makes the interpreter
-    pytest.mark.skipif(os.environ.get("WINDOWS_PYTHON") != "1", reason="asked for with WINDOWS_PYTHON=1"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the interpreter
 
 CONTACTS = """
 SELECT telefone, nome, cpf, valor,
