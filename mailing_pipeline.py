@@ -2684,8 +2684,10 @@ class Courier:
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
+        # This temp is no longer ours to remove. Ctrl+C may fall between any two lines, and what stands in _temps is then
+        # taken out of the ledger's column: so nothing of this entry stands there while the ledger says publishing.
+        older_temps = self._temps.pop(entry_id)[:-1]
         self.ledger.update(entry_id, state=State.PUBLISHING)
-        older_temps = self._temps.pop(entry_id)[:-1]  # this one is no longer ours to remove
         try:
             self.drops.rename(temp, campaign.folder / export.path.name)
         except DeliveryError as error:
@@ -2698,11 +2700,11 @@ class Courier:
                     self.drops.down = unknown
                 return outcome_of_error(base, unknown)  # _conclude sees that it is in doubt
             if not published:
-                self._temps[entry_id] = older_temps
                 self.ledger.update(entry_id, state=State.EXPORTED, temp="\n".join(older_temps))
+                self._temps[entry_id] = older_temps
                 return outcome_of_error(base, refused or error)
-        self._temps[entry_id] = older_temps
         self.ledger.update(entry_id, state=State.DELIVERED, temp="\n".join(older_temps))
+        self._temps[entry_id] = older_temps
         if campaign.pickup_s:
             self._watched.append(campaign)
         lost = f"{mailing.replaced:,} characters are not in {campaign.csv.encoding} and became '?'"

@@ -791,6 +791,34 @@ def test_a_run_that_is_killed_in_its_upload_is_made_good_by_the_next(stage: Stag
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind there")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("state", ["exported", "publishing", "delivered"])
+def test_ctrl_c_beside_a_note_of_the_rename_leaves_what_the_next_run_can_settle(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, state: str, when: str
+) -> None:
+    """Between two given lines no signal can be sent on request: it comes out of the ledger's own update."""
+    stage.query("10_a", ONE)
+    note, pressed = mailing_pipeline.Ledger.update, []
+
+    def update(ledger: mailing_pipeline.Ledger, entry_id: int, **values: object) -> None:
+        now = values.get("state") == state and not pressed
+        if now:
+            pressed.append(when)
+        if not now or when == "after":
+            note(ledger, entry_id, **values)
+        if now:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mailing_pipeline.Ledger, "update", update)
+    first = stage.deliver()
+    monkeypatch.undo()
+    assert pressed, first.said
+    again = stage.deliver()
+    assert again.verdicts["a"] in ("delivered", "already delivered"), first.said + again.said
+    assert len(stage.files("a")) == 1
+    assert not [entry for entry in stage.ledger() if entry["temp"] or entry["state"] == "publishing"]
+
+
 def test_a_run_that_is_interrupted_in_its_rename_ends_in_order(stage: Stage) -> None:
     stage.query("10_a", ONE)
     stage.query("20_b", "SELECT pg_sleep(30) AS s")
@@ -805,5 +833,5 @@ def test_a_run_that_is_interrupted_in_its_rename_ends_in_order(stage: Stage) -> 
     assert result.verdicts["a"] in ("delivered", "unknown") and result.verdicts["b"] == "failed"
     stage.query("20_b", ONE)
     again = stage.deliver(now=datetime.fromisoformat(result.json["slot"]))
-    assert again.verdicts == {"a": "already delivered", "b": "delivered"}
+    assert again.verdicts == {"a": "already delivered", "b": "delivered"}, result.said + again.said + stage.log()
     assert len(stage.files("a")) == 1
