@@ -2684,8 +2684,8 @@ class Courier:
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
-        # This temp is no longer ours to remove. Ctrl+C may fall between any two lines, and what stands in _temps is then
-        # taken out of the ledger's column: so nothing of this entry stands there while the ledger says publishing.
+        # This temp is no longer ours to remove. Ctrl+C may fall between any two lines, and the run's end then clears
+        # from the ledger what _temps holds: so nothing of this entry is in there while the ledger says publishing.
         older_temps = self._temps.pop(entry_id)[:-1]
         self.ledger.update(entry_id, state=State.PUBLISHING)
         try:
