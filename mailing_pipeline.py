@@ -1724,11 +1724,13 @@ OPENSSH_WRITE_BYTES = 255 << 10
 
 NETWORK = "check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?"
 DISK = "see whether the server's disk is full or its quota used up"
+HUNG_UP = "check the network, then SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password"
 OLD_SERVER = "the server offers only outdated algorithms (SHA-1); its administrator must update it"
 # Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and cross-device
 # alike as OSError("Failure") without an errno. The first row that fits decides.
 SFTP_RULES = (
     Rule(r"(?i)timeout", AGAIN, NETWORK, kind="AuthenticationException", dead=True),
+    Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException", dead=True),
     Rule(r"", NEVER, "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE", kind="AuthenticationException", fatal=True),
     Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", fatal=True),
     Rule(r"", NEVER, "create the folder on the server, or correct '-- folder:'", kind="FileNotFoundError"),
@@ -3719,6 +3721,9 @@ PORTUGUESE: dict[str, str] = {
         "o servidor só oferece algoritmos ultrapassados (SHA-1); o administrador precisa atualizá-lo"
     ),
     "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE": "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE",
+    "check the network, then SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password": (
+        "confira a rede, depois SFTP_USER e SFTP_PASSWORD: há servidores que desligam quando a senha está errada"
+    ),
     "create the folder on the server, or correct '-- folder:'": "crie a pasta no servidor, ou corrija '-- folder:'",
     "ask the server's administrator for write access to the folder": (
         "peça ao administrador do servidor permissão de gravação na pasta"

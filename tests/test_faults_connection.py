@@ -127,9 +127,11 @@ def test_a_connection_that_is_closed_while_a_query_runs_is_dialled_again(rig: Ri
     """31: servers end idle sessions."""
     rig.campaign("alfa", pause_s=1)
     with rig.sftp_line() as line, rig.dialer():
+        logins = rig.stage.sftp.log_text().count("Accepted")
         program = rig.start()
         rig.busy_backend()
-        until(lambda: line.accepted, "the program has logged in")
+        until(lambda: rig.stage.sftp.log_text().count("Accepted") > logins, "the program has logged in")
+        time.sleep(0.2)  # its session follows
         line.cut()
         assert program.wait().code == 0
         rig.delivered("alfa")
@@ -231,6 +233,29 @@ def test_an_authentication_that_is_never_answered_is_tried_again(rig: Rig) -> No
         assert rig.run(constants={"CONNECT_TIMEOUT_S": 1}).code == 0
         assert server.passwords_seen == 2
         rig.delivered("alfa")
+
+
+@pytest.mark.parametrize("does", ["cut", "hang up"])
+def test_a_line_that_is_lost_during_the_authentication_is_dialled_again(rig: Rig, does: str) -> None:
+    """34: paramiko tells it as an AuthenticationException, and yet no password was refused."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("password", does)
+        assert rig.run().code == 0
+        assert server.passwords_seen == 2
+        rig.delivered("alfa")
+
+
+def test_a_server_that_always_hangs_up_on_the_password_sees_it_twice_at_the_most(rig: Rig) -> None:
+    """34: it may be its way to refuse one, and an account that locks itself after three must not be locked by us."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("password", "hang up", ALWAYS)
+        program = rig.run()
+        assert program.code == 6
+        assert "SFTP_PASSWORD" in program.output
+        assert server.passwords_seen == 2
+        rig.delivered()
 
 
 @pytest.mark.skipif(not is_root(), reason="making a user needs root")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ class FaultyServer(local_servers.ParamikoServer):
         self.passwords_seen = 0
 
     def commits(self, request: str, does: Any, times: int = 1, path: str = "", at_byte: int | None = None) -> None:
-        """From now on. Besides SFTP requests, `request` may be password, session, subsystem or init."""
+        """From now on. Besides SFTP requests, `request` may be password, key, session, subsystem or
+        init; a login's faults are refuse, cut, hang up and hang."""
         self.faults.append(Fault(request, does, times, path, at_byte))
 
     def recovers(self) -> None:
@@ -123,6 +125,14 @@ class FaultyServer(local_servers.ParamikoServer):
             transports = list(self._transports)
         for transport in transports:
             reset(transport.sock)  # type: ignore[arg-type]
+
+    def hang_up(self) -> None:
+        """End every connection in order, also from within one of their own threads."""
+        with self._guard:
+            transports = list(self._transports)
+        for transport in transports:
+            with contextlib.suppress(OSError):
+                transport.sock.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
         self.over.set()
@@ -184,6 +194,8 @@ class FaultyLogin(local_servers._Login):
             server.over.wait()
         elif fault.does == "cut":
             server.cut_sockets()
+        elif fault.does == "hang up":
+            server.hang_up()
         return refused
 
 
