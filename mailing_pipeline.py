@@ -2421,6 +2421,7 @@ class Courier:
         self._followed: Export | None = None  # its upload is under way, and lets others go first
         self._watched: list[Campaign] = []  # delivered, and the dialer is to take it
         self._temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
+        self._unanswered: set[int] = set()  # entries with a rename that the server may still carry out
 
     def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
         """What a killed run left in doubt, before anything else: look what became of its renames, remove its temps."""
@@ -2428,25 +2429,32 @@ class Courier:
         if doubtful:
             self._retry(self.drops.connect, "SFTP")
         for entry in doubtful:
-            if entry.state is State.PUBLISHING:
-                late = self._too_late(entry, campaigns.get(entry.campaign))
-                try:
-                    error, published = self._settle(entry, lambda late=late: late)  # type: ignore[misc]
-                except DeliveryError as unknown:
-                    if unknown.down or unknown.fatal:
-                        raise
-                    log.error("%s: %s stays in doubt: %s", entry.campaign, entry.file, unknown.message)
-                    continue
-                told = "delivered" if published else f"not published: {late or error}"
-                log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
-                state = State.DELIVERED if published else State.FAILED
-                self.ledger.update(entry.id, state=state, message="" if published else told, temp="")
+            if entry.state is State.PUBLISHING and not self._settle_leftover(entry, campaigns.get(entry.campaign)):
                 continue
             if entry.state in (State.STARTED, State.EXPORTED):
                 message = "the run was interrupted before publishing"
                 self.ledger.update(entry.id, state=State.FAILED, message=message)
             self._temps[entry.id] = entry.temp.split("\n") if entry.temp else []
             self._drop_temps(entry.id)
+
+    def _settle_leftover(self, entry: Entry, campaign: Campaign | None) -> bool:
+        """Settle a rename that an earlier run left in doubt; False if it stays so."""
+        self._unanswered.add(entry.id)
+        late = self._too_late(entry, campaign)
+        try:
+            error, published = self._settle(entry, lambda: late)
+            told = "delivered" if published else f"not published: {late or error}"
+        except DeliveryError as unknown:
+            if unknown.down or unknown.fatal:
+                raise
+            if entry.slot == self.slot or unknown.message != WITHDRAWN:
+                log.error("%s: %s stays in doubt: %s", entry.campaign, entry.file, unknown.message)
+                return False
+            told, published = unknown.message, False
+        log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
+        state = State.DELIVERED if published else State.FAILED
+        self.ledger.update(entry.id, state=state, message="" if published else told, pickup="")
+        return True
 
     def due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
         """The campaigns to run now; the others get their outcome."""
@@ -2576,7 +2584,7 @@ class Courier:
         states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
         state = states.get(outcome.verdict, State.FAILED)
         try:
-            noted = self._entry(export).state
+            noted = self._entry(export.entry_id).state
             if noted is State.DELIVERED and state is not noted:  # the run was stopped just after it
                 outcome, state = dataclass_replace(base_outcome(export), verdict=Verdict.DELIVERED), noted
             elif noted is State.PUBLISHING and state is not State.DELIVERED:
@@ -2601,8 +2609,8 @@ class Courier:
         level = logging.ERROR if outcome.exit_code else logging.INFO
         log.log(level, "%s: %s: %s", outcome.campaign, outcome.verdict, told)
 
-    def _entry(self, export: Export) -> Entry:
-        return self.ledger.entries("id = ?", export.entry_id)[0]
+    def _entry(self, entry_id: int) -> Entry:
+        return self.ledger.entries("id = ?", entry_id)[0]
 
     def _refusal(self, export: Export) -> Outcome | None:
         """Why a mailing that is done is not sent now; None if it may be."""
@@ -2636,7 +2644,7 @@ class Courier:
         if outcome:
             self._drop_temps(export.entry_id)
             return outcome
-        return self._publish(export, temp, note)
+        return self._publish(export, note)
 
     def _follow(self, export: Export) -> Iterator[bytes | None]:
         """The mailing's bytes as they reach the local disk. Whole mailings of others go first while this one grows.
@@ -2671,7 +2679,7 @@ class Courier:
         if self.settings.sftp_verify == "hash" and self.drops.sha256(temp) != mailing.sha256:
             raise DeliveryError(f"{temp}: what arrived is not what was sent (SHA-256)", DISK, retries=TWICE_MORE)
 
-    def _publish(self, export: Export, temp: PurePosixPath, note: str) -> Outcome:
+    def _publish(self, export: Export, note: str) -> Outcome:
         """Steps 6 to 9. From the ledger's `publishing` on the mailing may be out: no DeliveryError leaves this."""
         campaign, mailing, entry_id = export.campaign, export.whole_mailing, export.entry_id
         base = base_outcome(export)
@@ -2686,32 +2694,49 @@ class Courier:
         if objection := self._time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
-        # This temp is no longer ours to remove. Ctrl+C may fall between any two lines, and the run's end then clears
-        # from the ledger what _temps holds: so nothing of this entry is in there while the ledger says publishing.
-        older_temps = self._temps.pop(entry_id)[:-1]
-        self.ledger.update(entry_id, state=State.PUBLISHING)
+        # Ctrl+C may fall between any two lines, and the run's end then clears from the ledger what _temps holds: so
+        # nothing of this entry is in there while a rename may be under way.
+        temps = self._temps.pop(entry_id)
+        entry = self._entry(entry_id)
         try:
-            self.drops.rename(temp, campaign.folder / export.path.name)
+            self._rename(entry)
         except DeliveryError as error:
             log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
             try:
-                entry = self._entry(export)
                 refused, published = self._settle(entry, lambda: self._too_late(entry, campaign))
             except PipelineError as unknown:
                 if isinstance(unknown, DeliveryError) and (unknown.down or unknown.fatal):
                     self.drops.down = unknown
-                return outcome_of_error(base, unknown)  # _conclude sees that it is in doubt
+                return outcome_of_error(base, unknown)  # _conclude sees whether it is in doubt
             if not published:
-                self.ledger.update(entry_id, state=State.EXPORTED, temp="\n".join(older_temps))
-                self._temps[entry_id] = older_temps
+                self.ledger.update(entry_id, state=State.EXPORTED, pickup="")
+                self._temps[entry_id] = temps
+                self._drop_temps(entry_id)
                 return outcome_of_error(base, refused or error)
-        self.ledger.update(entry_id, state=State.DELIVERED, temp="\n".join(older_temps))
-        self._temps[entry_id] = older_temps
+        self.ledger.update(entry_id, state=State.DELIVERED, pickup="", temp="\n".join(temps[:-1]))
+        self._temps[entry_id] = temps[:-1]
         if campaign.pickup_s:
             self._watched.append(campaign)
         lost = f"{mailing.replaced:,} characters are not in {campaign.csv.encoding} and became '?'"
         message = "; ".join(text for text in (note, lost if mailing.replaced else "") if text)
         return dataclass_replace(base, verdict=Verdict.DELIVERED, message=message)
+
+    def _rename(self, entry: Entry) -> None:
+        """Steps 7 and 8. Raises DeliveryError; the ledger then says `exported` if it is certain that nothing happened.
+
+        Certain is: every rename of this entry was answered by a refusal, and the temp still stands there.
+        """
+        self.ledger.update(entry.id, state=State.PUBLISHING)
+        try:
+            self.drops.rename(entry.last_temp, entry.final)
+        except DeliveryError as error:
+            if error.down or error.fatal:
+                self._unanswered.add(entry.id)
+            with contextlib.suppress(DeliveryError):
+                answered, final_size = entry.id not in self._unanswered, self.drops.size(entry.final)
+                if answered and final_size != entry.size_bytes and self.drops.size(entry.last_temp) is not None:
+                    self.ledger.update(entry.id, state=State.EXPORTED)
+            raise
 
     def _settle(self, entry: Entry, late: Callable[[], str]) -> tuple[DeliveryError | None, bool]:
         """Find out what became of a rename: the last error if there was one, and whether the mailing was published.
@@ -2723,35 +2748,47 @@ class Courier:
         except DeliveryError as error:
             if error.down or error.fatal:
                 raise
-            return error, self._withdraw(entry)
+            in_doubt = self._entry(entry.id).state is State.PUBLISHING
+            return error, in_doubt and self._withdraw(entry)
 
     def _look(self, entry: Entry, late: str) -> bool:
         """Whether the mailing was published.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the dialer has
-        taken it. A leftover temp beside the final name is OpenSSH's link without its unlink.
+        taken it, unless we had begun to withdraw it. A leftover temp beside the final name is OpenSSH's link without
+        its unlink.
         """
         final_size, temp_size = self.drops.size(entry.final), self.drops.size(entry.last_temp)
         if temp_size is None:
             if final_size not in (None, entry.size_bytes):
                 log.warning("%s: %s has %s bytes, not ours", entry.campaign, entry.final, final_size)
+            elif final_size is None and self._entry(entry.id).pickup == WITHDRAWN:
+                raise DeliveryError(WITHDRAWN, IN_DOUBT)
             return True
         if final_size == entry.size_bytes:
             self.drops.remove(entry.last_temp)
             return True
         if final_size is not None or late:
             return self._withdraw(entry)
-        try:
-            self.drops.rename(entry.last_temp, entry.final)
-        except DeliveryError:
-            if self.drops.size(entry.last_temp) is not None:  # gone: the first request was carried out after all, late
-                raise
+        self._rename(entry)
         return True
 
     def _withdraw(self, entry: Entry) -> bool:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
-        removed = self.drops.remove(entry.last_temp)
-        return not removed or self.drops.size(entry.final) == entry.size_bytes
+        again = self._entry(entry.id).pickup == WITHDRAWN
+        self.ledger.update(entry.id, pickup=WITHDRAWN)  # or a lost reply would look as if the dialer had taken it
+        try:
+            removed = self.drops.remove(entry.last_temp)
+        except DeliveryError as error:
+            if error.retries == NEVER and not again:  # not allowed to, or not even asked: nothing was removed
+                self.ledger.update(entry.id, pickup="")
+            raise
+        if not removed and not again:
+            return True
+        published = self.drops.size(entry.final) == entry.size_bytes
+        if not published and not removed:
+            raise DeliveryError(WITHDRAWN, IN_DOUBT)
+        return published
 
     def _note_temp(self, entry_id: int, temp: PurePosixPath) -> None:
         """On the ledger before it is on the server, so that a killed run's temp is found and removed."""
@@ -2800,6 +2837,7 @@ class Courier:
         return f"the dialer has not taken the previous mailing {last[0].file}"
 
 
+WITHDRAWN = "not known whether it was picked up: it was being withdrawn when the connection failed"
 IN_DOUBT = "the next run looks whether the dialer got it, and never sends it twice"
 PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
 
@@ -3805,6 +3843,7 @@ PORTUGUESE: dict[str, str] = {
     "picked up at {}": "coletado às {}",
     "not picked up within {} s": "não coletado em {} s",
     "not known whether it was picked up: {}": "não se sabe se foi coletado: {}",
+    "it was being withdrawn when the connection failed": "estava sendo retirado quando a conexão falhou",
     "refused by the dialer": "recusado pelo discador",
     "see in the dialer why; the file is complete, and is not sent again": (
         "veja o motivo no discador; o arquivo está completo e não é enviado de novo"

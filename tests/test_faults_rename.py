@@ -89,6 +89,41 @@ def test_a_rename_that_is_refused_once_is_tried_again(rig: Rig) -> None:
         rig.delivered("alfa", "beta")
 
 
+@pytest.mark.parametrize("does", ["refuse", "forbid", "do, then refuse", "do, then cut"])
+def test_a_rename_and_then_the_removal_of_the_temp_are_refused(rig: Rig, does: str) -> None:
+    """51: each refusal was answered and the temp still stood there, so nothing is in doubt and nothing is lost."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", "refuse", ALWAYS, path="alfa")
+        server.commits("remove", does, path="alfa")
+        assert rig.run().code == 4
+        assert rig.states() == {"alfa": "failed", "beta": "delivered"}
+        server.recovers()
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta")
+        assert rig.leftovers() == []
+
+
+def test_a_refused_rename_whose_temp_cannot_be_seen_stays_in_doubt(rig: Rig) -> None:
+    """51: a look that is refused has seen nothing; to upload again might send the mailing twice."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+
+        def refuse_all_from_now_on(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            for later in ("stat", "remove"):
+                server.commits(later, "forbid", ALWAYS)
+            (server.root / request.path.lstrip("/")).rename(rig.stage.drop("alfa") / FINAL)
+            proceed()  # which is refused: there is no such file any more
+
+        server.commits("rename", refuse_all_from_now_on)
+        rig.run()
+        assert rig.states() == {"alfa": "publishing"}
+        rig.run()
+        server.recovers()
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+
+
 # 52, 53, 54 ----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +265,57 @@ def test_the_next_slot_settles_a_rename_and_never_sends_the_old_mailing(rig: Rig
             "2026-12-22 10:00": "delivered" if happened else "failed",
             "2026-12-22 11:00": "delivered",
         }
+
+
+def test_a_removal_without_an_answer_is_not_taken_for_the_dialer(rig: Rig) -> None:
+    """55: the next slot withdraws what was left in doubt, and the reply is lost: the mailing was not delivered."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+        program = rig.start(stop_at="before:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        next_slot(rig)
+        server.commits("remove", "do, then cut")
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert [row["state"] for row in rig.ledger] == ["failed", "delivered"]
+        assert "not known whether it was picked up" in rig.ledger[0]["message"]
+
+
+def test_a_removal_without_an_answer_in_the_same_slot_stays_in_doubt_until_the_slot_is_over(rig: Rig) -> None:
+    """53: the first rename got no reply and may still come; neither name is there: taken or withdrawn, nobody knows."""
+    rig.campaigns("alfa", "beta")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("rename", "cut", path="alfa")
+        server.commits("rename", "refuse", ALWAYS, path="alfa")
+        server.commits("remove", "do, then refuse", path="alfa")
+        assert rig.run().code == 4
+        server.recovers()
+        program = rig.run()
+        assert program.code == 4
+        assert "alfa: unknown" in program.output
+        rig.delivered("beta", settled=False)
+        next_slot(rig)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta", "beta")
+        assert [row["state"] for row in rig.ledger if row["campaign"] == "alfa"] == ["failed", "delivered"]
+
+
+def test_temps_of_earlier_tries_go_when_a_doubt_is_settled(rig: Rig) -> None:
+    """55: the ledger names every temp that may be on the server, the one in doubt last."""
+    rig.campaigns("alfa")
+    with rig.dialer():
+        program = rig.start(stop_at="before:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+        (temp,) = rig.leftovers()
+        (rig.stage.drop("alfa") / ".part-0ld0ld00").write_bytes(b"an earlier try's")
+        with contextlib.closing(sqlite3.connect(rig.stage.output / "ledger.sqlite3")) as ledger, ledger:
+            folder = ledger.execute("SELECT folder FROM mailings WHERE campaign = 'alfa'").fetchone()[0]
+            ledger.execute("UPDATE mailings SET temp = ?", (f"{folder}/.part-0ld0ld00\n{folder}/{temp}",))
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
 
 
 # 56 ------------------------------------------------------------------------------------------------------------------

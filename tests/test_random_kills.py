@@ -49,6 +49,7 @@ class Figures:
     judged: int = 0  # deliveries
     ended: Counter[str] = field(default_factory=Counter)  # exit codes, -9 for a kill
     faults: Counter[str] = field(default_factory=Counter)  # those that hit something
+    unknowable: int = 0  # mailings of which nobody can know whether they arrived
     violations: int = 0
 
     def tell(self, what: str, seconds: float) -> None:
@@ -179,9 +180,17 @@ def to_the_end(rig: Rig, figures: Figures) -> None:
         program = rig.run("--scheduled")
         figures.programs += 1
         figures.ended[str(program.code)] += 1
-        if program.code == 0:
+        if program.code == (4 if "publishing" in unknowable(rig).values() else 0):
             return
     pytest.fail(f"still not everything delivered:\n{rig.log()}")
+
+
+def unknowable(rig: Rig) -> dict[str, str]:
+    """Campaigns of which nobody can know whether they arrived, with their state: in doubt in their slot, then failed.
+
+    A rename lost its reply, and so did the removal of its temp; neither name is there.
+    """
+    return {row["campaign"]: row["state"] for row in rig.ledger if "withdrawn" in row["pickup"] + row["message"]}
 
 
 def judge(rig: Rig, names: list[str], slots: int, seed: int, figures: Figures) -> None:
@@ -192,7 +201,13 @@ def judge(rig: Rig, names: list[str], slots: int, seed: int, figures: Figures) -
     figures.judged += len(arrivals)
     broken = rig.violations()
     counted = Counter(arrival.campaign for arrival in arrivals)
-    broken += [f"{name} arrived {counted[name]} times in {slots} slots" for name in names if counted[name] != slots]
+    unknown = unknowable(rig)
+    figures.unknowable += len(unknown)
+    broken += [
+        f"{name} arrived {counted[name]} times in {slots} slots"
+        for name in names
+        if counted[name] != slots - (name in unknown)
+    ]
     broken += [f"left over: {name}" for name in rig.leftovers() if name.startswith(".part-")]
     figures.violations += len(broken)
     again = f"RANDOM_KILLS_SEED={seed} RANDOM_KILLS=1 RANDOM_FAULTS=1 TWO_AT_ONCE=1 python -m pytest {FILE}"
@@ -260,7 +275,7 @@ WRONGS = {
     "session": ["refuse", "hang", "cut"],
     "subsystem": ["refuse", "hang", "cut"],
     "init": ["hang", "cut"],
-    "password": ["hang", "cut"],
+    "password": ["hang", "cut", "hang up"],
 }
 
 
