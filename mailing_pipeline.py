@@ -61,7 +61,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
@@ -199,7 +199,7 @@ def masked(text: str) -> str:
 
 
 class Clock:
-    """The run's only source of time and chance. Tests pass another one."""
+    """Where whatever a run decides takes its time and chance from. Tests pass another one."""
 
     def now(self) -> datetime:
         """The wall clock, local, with its offset."""
@@ -418,14 +418,18 @@ def remote_path(text: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
     if "\\" in text or ".." in PurePosixPath(text).parts or not text.isprintable():
         raise ValueError("must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash")
-    return PurePosixPath(text)
+    return PurePosixPath(re.sub("^/+", "/", text))  # two would make another path of the same folder
 
 
+MAILING_ENDINGS = (".csv", ".txt")
 DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
 
 
 def file_name_pattern(text: str, campaign: str = "campaign") -> str:
-    """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere."""
+    """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere.
+
+    Its ending is what tells a mailing from whatever else may lie in the output folder.
+    """
     try:
         sample = render_file_name(text, campaign, datetime(2026, 12, 22, 10, 0).astimezone())
     except ValueError:
@@ -436,6 +440,8 @@ def file_name_pattern(text: str, campaign: str = "campaign") -> str:
         raise ValueError(f"must give a legal file name, {example}")
     if DEVICE_NAMES.match(sample):
         raise ValueError(f"gives {sample}, which Windows takes for a device; put mailing_ before it")
+    if not sample.lower().endswith(MAILING_ENDINGS):
+        raise ValueError("must end in .csv or .txt")
     if "{campaign}" not in text and "%H" not in text:
         raise ValueError("must hold {campaign} or the hour (%H), so that two mailings do not share a name")
     return text
@@ -495,7 +501,7 @@ class Settings:
     retry_attempts: int = setting("5", whole_number(1, 100))
     retry_first_seconds: int = setting("2", whole_number(0, 3600))
     retry_max_seconds: int = setting("60", whole_number(0, 3600))
-    run_deadline_minutes: int = setting("50", whole_number(1, 1440))
+    run_deadline_minutes: int = setting("50", whole_number(1, 54))
     pickup_timeout_seconds: int = setting("0", whole_number(0, 3600))
     retention_days: int = setting("7", whole_number(1, 3650))
     language: str = setting("en", one_of("en", "pt"))
@@ -509,6 +515,10 @@ class Settings:
     @property
     def output(self) -> Path:
         return self.local(self.output_dir)
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.output / "ledger.sqlite3"
 
     @property
     def hours(self) -> Hours:
@@ -602,14 +612,14 @@ def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_
         elif key:
             values[key] = binding.value or ""
     known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
-    values |= {key: value for key, value in environ.items() if key in known and value and is_ours(key, value)}
+    # LANGUAGE is gettext's own variable too, as 'pt_BR:pt'.
+    values |= {
+        key: value
+        for key, value in environ.items()
+        if key in known and value and (key != "LANGUAGE" or value in ("en", "pt"))
+    }
     folder = path.parent  # not resolve(): on Windows that turns a mapped drive into its share, or fails
     return parse_settings(values, folder, path.name, sends=sends, knows_host=knows_host, faults=faults)
-
-
-def is_ours(key: str, value: str) -> bool:
-    """Whether an environment variable is meant for this program: LANGUAGE is also gettext's own, as 'pt_BR:pt'."""
-    return key != "LANGUAGE" or value in ("en", "pt")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -659,6 +669,9 @@ class Campaign:
     enabled: bool = True
     pickup_s: int = 0
     pickup_error_folder: PurePosixPath | None = None
+
+
+AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}  # no setting stands in for these
 
 
 def campaign_name(text: str) -> str:
@@ -864,11 +877,7 @@ def parse_campaign(source: str, text: str, settings: Settings) -> Campaign:
         ),
         file_name=given.get("file_name", settings.file_name),
         pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
-        **{
-            key: given[key]
-            for key in given.keys() & {"columns", "phones", "unique", "min_rows", "max_rows", "max_drop"}
-            | given.keys() & {"read_only", "enabled", "pickup_error_folder"}
-        },
+        **{key: value for key, value in given.items() if key in AS_GIVEN},
     )
 
 
@@ -939,9 +948,8 @@ CANCEL_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
 GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
-READ_BYTES = (
-    64 << 10
-)  # at a time from the server, where there is so much: a tenth less processor time than libpq's 16 KB
+# At a time from the server, where there is so much: a tenth less processor time than libpq's 16 KB.
+READ_BYTES = 64 << 10
 
 ASK_ADMINISTRATOR = "ask the database administrator"
 LATER = "it is tried again by itself; if it stays so, ask the database administrator"
@@ -1014,7 +1022,7 @@ class Session:
 
     def __init__(self, connection: psycopg.Connection[Any], deadline: Deadline) -> None:
         self.connection, self.pgconn, self.deadline = connection, connection.pgconn, deadline
-        self.limit_s = float("inf")  # on the steady clock
+        self._timeout_s, self._limit_s = CONNECT_TIMEOUT_S, 0.0  # of a statement; of this one, on the steady clock
         self._selector = selectors.DefaultSelector()
         self._selector.register(self.pgconn.socket, selectors.EVENT_READ)
 
@@ -1030,7 +1038,7 @@ class Session:
 
     def begin(self, campaign: Campaign, snapshot: str | None) -> None:
         """Open the campaign's transaction."""
-        self.limit_s = self.deadline.clock.steady_s() + campaign.timeout_s + GRACE_S
+        self._timeout_s = campaign.timeout_s
         lines = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if campaign.read_only else "BEGIN"]
         lines += [f"SET TRANSACTION SNAPSHOT '{snapshot}'"] if snapshot and campaign.read_only else []
         lines += [
@@ -1081,8 +1089,9 @@ class Session:
         from psycopg import pq
 
         last: PGresult | None = None
+        self._limit_s = self.deadline.clock.steady_s() + self._timeout_s + GRACE_S
         while True:
-            while self.pgconn.flush() or self.pgconn.is_busy():
+            while (self.pgconn.status == pq.ConnStatus.OK and self.pgconn.flush()) or self.pgconn.is_busy():
                 self._wait(source)
             result = self.pgconn.get_result()
             if result is None:
@@ -1105,20 +1114,19 @@ class Session:
         return query_error(told(Field.SQLSTATE), told(Field.MESSAGE_PRIMARY), source, line)
 
     def _wait(self, source: str, reads: int = 1) -> None:
-        from psycopg import OperationalError
+        """Take what has arrived, or return after half a second, so that a stop is noticed in time."""
+        from psycopg import OperationalError, pq
 
-        while True:
-            self.deadline.check()
-            if self.deadline.clock.steady_s() > self.limit_s:
-                hint = "the server neither answers nor ends the query; " + ASK_ADMINISTRATOR
-                raise DatabaseError(f"{source}: the database fell silent", hint, retries=ONCE_MORE)
-            if self._selector.select(timeout=0.5):  # so that a stop is noticed within half a second
-                break
-        try:
-            for _ in range(reads):
-                self.pgconn.consume_input()
-        except OperationalError:
-            raise query_error("", "", source, None) from None
+        self.deadline.check()
+        if self.deadline.clock.steady_s() > self._limit_s:
+            hint = "the server neither answers nor ends the query; " + ASK_ADMINISTRATOR
+            raise DatabaseError(f"{source}: the database fell silent", hint, retries=ONCE_MORE)
+        if self.pgconn.status == pq.ConnStatus.BAD:
+            raise query_error("", "", source, None)
+        if self._selector.select(timeout=0.5):
+            with contextlib.suppress(OperationalError):  # what came before the end may say why; then the status is bad
+                for _ in range(reads):
+                    self.pgconn.consume_input()
 
 
 class Database:
@@ -1169,7 +1177,6 @@ class Database:
             host, hostaddr, port = holder.pgconn.host, holder.pgconn.hostaddr, holder.pgconn.port
             named = {"host": host.decode(), "hostaddr": hostaddr.decode(), "port": port.decode()}
             self._pin = {key: value for key, value in named.items() if value}
-            holder.limit_s = self.deadline.clock.steady_s() + CONNECT_TIMEOUT_S + GRACE_S
             self._holder, self._snapshot = holder, None
             try:
                 holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "snapshot")
@@ -1383,6 +1390,13 @@ def merged(numbers: np.ndarray[Any, Any], more: np.ndarray[Any, Any]) -> np.ndar
     return np.insert(numbers, np.searchsorted(numbers, more), more)
 
 
+def with_reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:
+    """Rejected rows with a last column that says why; the query may have a column of that name too."""
+    told = rows.copy(deep=False)
+    told.insert(rows.shape[1], "reason", reason, allow_duplicates=True)
+    return told
+
+
 class Treatment:
     """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique."""
 
@@ -1396,15 +1410,17 @@ class Treatment:
 
         came, rejected = frame, []
         if self.phones:
-            frame = frame.assign(**{column: clean_phones(frame[column]) for column in self.phones})
+            frame = frame.copy(deep=False)
+            for column in self.phones:
+                frame[column] = clean_phones(frame[column])
             reachable = np.any([frame[column].array != "" for column in self.phones], axis=0)
             if not reachable.all():
-                rejected.append(came[~reachable].assign(reason="no valid phone"))
+                rejected.append(with_reason(came[~reachable], "no valid phone"))
                 came, frame = came[reachable], frame[reachable]
         if self.unique and not frame.empty:
             first = self._seen.first([texts(frame[column]) for column in self.unique])
             if not first.all():
-                rejected.append(came[~first].assign(reason=f"duplicate {', '.join(self.unique)}"))
+                rejected.append(with_reason(came[~first], f"duplicate {', '.join(self.unique)}"))
                 frame = frame[first]
         return frame, rejected
 
@@ -1464,7 +1480,7 @@ class Mailing:
     path: Path
     columns: tuple[str, ...]
     rows: int
-    rejected: Mapping[str, int]  # by reason
+    rejected: int
     replaced: int  # characters that the encoding lacks
     size_bytes: int
     sha256: str
@@ -1615,20 +1631,21 @@ class Export:
     def _write(self, file: LocalFile, columns: tuple[str, ...], blocks: Iterable[bytes]) -> Mailing:
         """Every block through treatment into the CSV, the rejected rows into one beside it."""
         campaign, form = self.campaign, self.campaign.csv
-        treatment, reasons, replaced = Treatment(campaign), Counter[str](), 0
+        treatment, refusals, replaced = Treatment(campaign), 0, 0
         rejects: LocalFile | None = None
         try:
             if form.encoding == "utf-8-sig":
                 file.write("\ufeff".encode())
             if form.header:
-                file.write(encoded(header_line(columns, form), form.encoding)[0])
+                header, replaced = encoded(header_line(columns, form), form.encoding)
+                file.write(header)
             for block in blocks:
                 kept, rejected = treatment.apply(to_frame(block, columns))
                 data, lacking = encoded(to_csv(kept, form), form.encoding)
                 file.write(data)
                 replaced += lacking
                 for refused in rejected:
-                    reasons.update(refused["reason"])
+                    refusals += len(refused)
                     if rejects is None:
                         rejects = LocalFile(self.path.with_name(rejected_name(self.path.name)))
                         rejects.write(encoded(header_line([*columns, "reason"], form), form.encoding)[0])
@@ -1648,13 +1665,12 @@ class Export:
             if rejects:
                 rejects.discard()
             raise
-        return Mailing(self.path, columns, self.rows, reasons, replaced, file.size_bytes, file.sha256.hexdigest())
+        return Mailing(self.path, columns, self.rows, refusals, replaced, file.size_bytes, file.sha256.hexdigest())
 
 
 def bug(error: Exception) -> PipelineError:
-    """An error that nobody foresaw: its place goes to the log, its text only masked, since it may quote a row."""
-    places = "".join(traceback.format_tb(error.__traceback__))
-    log.error("a bug: %s: %s\n%s", type(error).__name__, masked(str(error))[:300], places)
+    """An error that nobody foresaw: its type and its places go to the log, not its text, which may quote a row."""
+    log.error("a bug: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
     fault = PipelineError(f"internal error ({type(error).__name__})", "send the log of today to the developer")
     fault.exit_code = ExitCode.BUG
     return fault
@@ -1688,13 +1704,14 @@ def layout_objection(columns: Sequence[str], campaign: Campaign) -> tuple[str, s
 
 
 def rows_objection(rows: int, campaign: Campaign, past_rows: Sequence[int]) -> tuple[str, str] | None:
-    """Why that many rows are not sent, with a hint; None if they may be. past_rows: of the last delivered mailings."""
+    """Why that many rows are not sent, with a hint; None if they may be. past_rows: of the last delivered mailings.
+
+    max_rows is not among these: an export that grows beyond it is stopped then and there.
+    """
     if rows < (campaign.min_rows or 0):
         return f"{rows:,} contacts, fewer than min_rows {campaign.min_rows:,}", CHECK_QUERY
-    if campaign.max_rows is not None and rows > campaign.max_rows:
-        return f"{rows:,} contacts, more than max_rows {campaign.max_rows:,}", CHECK_QUERY
     usual = statistics.median(past_rows) if past_rows else 0
-    if rows and campaign.max_drop is not None and rows * 100 < usual * (100 - campaign.max_drop):
+    if campaign.max_drop is not None and rows * 100 < usual * (100 - campaign.max_drop):
         fallen = f"{1 - rows / usual:.0%} below the usual {usual:,.0f} (max_drop {campaign.max_drop}%)"
         return f"{rows:,} contacts, {fallen}", CHECK_QUERY
     return None
@@ -1705,9 +1722,7 @@ def time_objection(campaign: Campaign, deadline: Deadline, ignore_hours: bool) -
     now = deadline.clock.now()
     if not ignore_hours and not campaign.hours.inside(now):
         return f"{now:%H:%M} is outside the campaign's hours {campaign.hours}", "nothing to do: it is not sent late"
-    if deadline.left_s() <= 0:
-        return "the run's deadline has passed", "see in the log what took so long; the next run queries anew"
-    return None
+    return (ended.message, ended.hint) if (ended := deadline.ended) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1765,6 +1780,7 @@ class DropFolders:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.down: DeliveryError | None = None  # once a whole retry budget was spent on it
+        self._long_writes = True  # until a server has failed at one
         self._transport: paramiko.Transport | None = None
         self._client: paramiko.SFTPClient | None = None
 
@@ -1778,10 +1794,10 @@ class DropFolders:
         with self._translated("asking for the host key"):
             transport = self._dial()
             key = transport.get_remote_server_key()
-            self.drop()
+            self.close()
             return f"{key.fingerprint} ({key.get_name()})"
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Close the connection at once, whatever state it is in; safe from another thread."""
         transport, self._transport, self._client = self._transport, None, None
         if transport:
@@ -1796,10 +1812,6 @@ class DropFolders:
                 return client.stat(str(path)).st_size or 0
             except FileNotFoundError:
                 return None
-
-    def close(self) -> None:
-        """Log out."""
-        self.drop()
 
     def check_folder(self, folder: PurePosixPath) -> None:
         """Raise DeliveryError unless folder is a directory. Never created: a misspelt one would be fed for ever."""
@@ -1818,7 +1830,7 @@ class DropFolders:
         sent, waiting = 0, b""
         with self._session(f"creating {temp}") as client:
             file = client.open(str(temp), "wx")
-            if self._transport and "OpenSSH" in self._transport.remote_version:
+            if self._long_writes and self._transport and "OpenSSH" in self._transport.remote_version:
                 file.MAX_REQUEST_SIZE = OPENSSH_WRITE_BYTES
         with self._session(f"writing {temp}"):
             try:
@@ -1831,10 +1843,11 @@ class DropFolders:
                     waiting = chunk or b""
                     sent += len(waiting)
                 arrived = file.stat().st_size
-            except (TimeoutError, KeyboardInterrupt):
-                raise  # closing would wait: for the same silent server, or for the rest of a half request
-            except BaseException:
-                file.close()
+            except BaseException as error:
+                self._long_writes = False
+                # Else closing would wait: for the same silent server, or for the rest of a half request.
+                if not isinstance(error, (TimeoutError, KeyboardInterrupt)):
+                    file.close()
                 raise
             file.close()
         if not sent == arrived == self.size(temp):
@@ -1881,10 +1894,10 @@ class DropFolders:
         except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             fault, dead = sftp_error(error, f"SFTP: {doing}")
             if dead:
-                self.drop()
+                self.close()
             raise fault from error
         except KeyboardInterrupt:
-            self.drop()  # a request may be half sent or its reply half read: the next one would wait in vain
+            self.close()  # a request may be half sent or its reply half read: the next one would wait in vain
             raise
 
     def _dial(self) -> paramiko.Transport:
@@ -1903,7 +1916,7 @@ class DropFolders:
         key = transport.get_remote_server_key()
         seen: str = key.fingerprint
         if settings.sftp_host_key and not secrets.compare_digest(seen, settings.sftp_host_key):
-            self.drop()
+            self.close()
             raise DeliveryError(
                 f"SFTP: {settings.sftp_host} shows another host key than SFTP_HOST_KEY: {seen} ({key.get_name()})",
                 "do not go on: ask the server's administrator whether the key was changed; no password was sent",
@@ -2030,10 +2043,11 @@ class Entry:
 class Ledger:
     """The record of deliveries, kept across runs and crashes: one SQLite table, on the disk before a call returns.
 
-    The only class that knows SQLite, so that the ledger can move into PostgreSQL when a second PC stands by.
+    The only class that knows SQLite, so that the ledger can move into PostgreSQL when a second PC stands by. looks:
+    nothing is to be noted, so that a ledger that cannot be written will do. Raises SettingsFault.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -2042,14 +2056,15 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=FULL")
             sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
             is_new = not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mailings'").fetchone()
-            mailings = sorted(path.parent.glob("*.csv")) if is_new else []
-            if mailings:
+            mailings = sorted(other for other in path.parent.iterdir() if other.suffix.lower() in MAILING_ENDINGS)
+            if is_new and mailings:
                 raise SettingsFault(
                     f"{path}: the ledger is gone, but {path.parent} holds mailings ({mailings[0].name} …): what this "
                     "slot has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
                 )
-            self._db.executescript(LEDGER_SQL)
-            self._db.execute("PRAGMA user_version = 1")  # a real write: read-only and full disks show here
+            if is_new or not looks:
+                self._db.executescript(LEDGER_SQL)
+                self._db.execute("PRAGMA user_version = 1")  # a real write: read-only and full disks show here
         except (sqlite3.Error, OSError) as error:
             sound = str(error)
         if sound != "ok":
@@ -2071,8 +2086,8 @@ class Ledger:
     def update(self, entry_id: int, **values: Any) -> None:
         """Set columns of an entry; on the disk when it returns."""
         values["changed"] = self._now()
-        names = ", ".join(f"{name} = ?" for name in values)
-        self._execute(f"UPDATE mailings SET {names} WHERE id = ?", (*values.values(), entry_id))
+        columns = ", ".join(f"{name} = ?" for name in values)
+        self._execute(f"UPDATE mailings SET {columns} WHERE id = ?", (*values.values(), entry_id))
 
     def entries(self, where: str, *values: Any) -> list[Entry]:
         """The entries for which the SQL condition holds, oldest first."""
@@ -2088,9 +2103,8 @@ class Ledger:
 
     def knows_file(self, name: str) -> bool:
         """Whether a mailing ever had this name."""
-        return (
-            self._execute("SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1", (name,)).fetchone() is not None
-        )
+        sql = "SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1"
+        return self._execute(sql, (name,)).fetchone() is not None
 
     def _now(self) -> str:
         return self.clock.now().isoformat(timespec="milliseconds")
@@ -2162,6 +2176,15 @@ class Verdict(StrEnum):
     HELD = "held"
     FAILED = "failed"
     UNKNOWN = "unknown"
+
+
+VERDICT_STYLES = dict.fromkeys(Verdict, "default") | {
+    Verdict.DELIVERED: "green",
+    Verdict.READY: "green",
+    Verdict.HELD: "yellow",
+    Verdict.FAILED: "red",
+    Verdict.UNKNOWN: "red",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2277,32 +2300,25 @@ def result_table(report: Report, say: Callable[[str], str], narrow: bool) -> Tab
 
     dry = any(outcome.verdict is Verdict.READY for outcome in report.outcomes)
     watched = any(outcome.pickup for outcome in report.outcomes)
-    cells: dict[str, Callable[[Outcome], str]] = {
-        "campaign": lambda outcome: outcome.campaign,
-        "result": lambda outcome: f"[{VERDICT_STYLES.get(outcome.verdict, 'default')}]{say(outcome.verdict)}[/]",
-        "contacts": lambda outcome: say(f"{outcome.rows:,}"),
-        "rejected": lambda outcome: say(f"{outcome.rejected:,}"),
-        "columns": lambda outcome: str(outcome.columns),
-        "size": lambda outcome: say(human_size(outcome.size_bytes)),
-        "seconds": lambda outcome: say(f"{outcome.seconds:.1f}"),
-        "picked up": lambda outcome: outcome.pickup.removeprefix(PICKED_UP) if PICKED_UP in outcome.pickup else "",
-        "drop folder": lambda outcome: outcome.folder,
-        "remote path": lambda outcome: f"{PurePosixPath(outcome.folder) / outcome.file}",
-    }
-    left_out = {"drop folder"} if dry else {"remote path", "columns"}
-    left_out |= {"seconds"} if watched and narrow else set()
-    left_out |= set() if watched else {"picked up"}
+    word, number, path = {"no_wrap": True}, {"no_wrap": True, "justify": "right"}, {"overflow": "fold"}
+    columns: list[tuple[bool, str, dict[str, Any], Callable[[Outcome], str]]] = [
+        (True, say("campaign"), word, lambda outcome: outcome.campaign),
+        (True, say("result"), word, lambda outcome: f"[{VERDICT_STYLES[outcome.verdict]}]{say(outcome.verdict)}[/]"),
+        (True, say("contacts"), number, lambda outcome: say(f"{outcome.rows:,}")),
+        (True, say("rejected"), number, lambda outcome: say(f"{outcome.rejected:,}")),
+        (dry, say("columns"), number, lambda outcome: str(outcome.columns)),
+        (True, say("size"), number, lambda outcome: say(human_size(outcome.size_bytes))),
+        (not (watched and narrow), say("seconds"), number, lambda outcome: say(f"{outcome.seconds:.1f}")),
+        (watched, say("picked up"), word, lambda outcome: outcome.pickup.partition(PICKED_UP)[2]),
+        (not dry, say("drop folder"), path, lambda outcome: outcome.folder),
+        (dry, say("remote path"), path, lambda outcome: f"{PurePosixPath(outcome.folder) / outcome.file}"),
+    ]
+    shown = [column[1:] for column in columns if column[0]]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(say("campaign"), no_wrap=True)
-    table.add_column(say("result"), no_wrap=True)
-    for number in ("contacts", "rejected", "columns", "size", "seconds"):
-        if number not in left_out:
-            table.add_column(say(number), no_wrap=True, justify="right")
-    for place in ("picked up", "drop folder", "remote path"):
-        if place not in left_out:
-            table.add_column(say(place), no_wrap=place == "picked up", overflow="fold")
+    for name, how, _ in shown:
+        table.add_column(name, **how)
     for outcome in report.outcomes:
-        table.add_row(*(cell(outcome) for name, cell in cells.items() if name not in left_out))
+        table.add_row(*(cell(outcome) for _, _, cell in shown))
     return table
 
 
@@ -2349,15 +2365,6 @@ def live_progress(
         yield
 
 
-VERDICT_STYLES = {
-    Verdict.DELIVERED: "green",
-    Verdict.READY: "green",
-    Verdict.HELD: "yellow",
-    Verdict.FAILED: "red",
-    Verdict.UNKNOWN: "red",
-}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Run: settle what is in doubt, export several at a time, deliver each as it is ready
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2380,17 +2387,18 @@ class Options:
 
 def base_outcome(export: Export) -> Outcome:
     """The figures of an outcome; the verdict is still to come."""
-    mailing = export.mailing
-    return Outcome(
-        campaign=export.campaign.name,
+    campaign, mailing = export.campaign, export.mailing
+    base = Outcome(
+        campaign=campaign.name,
         verdict=Verdict.FAILED,
-        folder=str(export.campaign.folder),
+        folder=str(campaign.folder),
         file=export.path.name,
-        columns=len(mailing.columns) if mailing else 0,
-        rows=mailing.rows if mailing else 0,
-        rejected=sum(mailing.rejected.values()) if mailing else 0,
-        size_bytes=mailing.size_bytes if mailing else 0,
         seconds=export.seconds,
+    )
+    if mailing is None:
+        return base
+    return dataclass_replace(
+        base, columns=len(mailing.columns), rows=mailing.rows, rejected=mailing.rejected, size_bytes=mailing.size_bytes
     )
 
 
@@ -2576,6 +2584,9 @@ class Courier:
                 self.drops.down = error
                 error = self.deadline.ended or error  # at the deadline it is the watchdog that breaks the connection
             outcome = outcome_of_error(base_outcome(export), error)
+        except Exception as error:
+            outcome = outcome_of_error(base_outcome(export), bug(error))
+            self.drops.close()  # in the middle of a request, for all we know
         if outcome:
             self._conclude(export, outcome)
 
@@ -2825,8 +2836,11 @@ class Courier:
             outcome = dataclass_replace(outcome, pickup=pickup, message=pickup, hint=hint, exit_code=code)
             log.error("%s: %s: %s", outcome.campaign, outcome.file, pickup)
         self.outcomes[outcome.campaign] = outcome
-        for entry in self.ledger.entries("file = ? AND state = 'delivered'", outcome.file):
-            self.ledger.update(entry.id, pickup=pickup)
+        try:
+            for entry in self.ledger.entries("file = ? AND state = 'delivered'", outcome.file):
+                self.ledger.update(entry.id, pickup=pickup)
+        except LocalFault as error:
+            log.error("%s: the ledger could not note it: %s", outcome.campaign, error.message)
 
     def _previous_not_taken(self, campaign: Campaign) -> str:
         """A note if the campaign's previous file still stands in the drop folder, where pickups are watched."""
@@ -2886,7 +2900,7 @@ def exporting(exports: Sequence[Export], settings: Settings, deadline: Deadline)
 
 
 @contextlib.contextmanager
-def watchdog(deadline: Deadline, drop: Callable[[], None]) -> Iterator[None]:
+def watchdog(deadline: Deadline, disconnect: Callable[[], None]) -> Iterator[None]:
     """End a hung run: at the deadline break the SFTP connection, STOP_GRACE_S later the process.
 
     Every wait of the program has an end of its own; this is for the waits of others (a driver, a library, a disk).
@@ -2899,7 +2913,7 @@ def watchdog(deadline: Deadline, drop: Callable[[], None]) -> Iterator[None]:
                 continue
             log.error("the run's deadline has passed: ending it")
             deadline.stop(f"the run's deadline of {deadline.seconds / 60:g} minutes has passed")
-            drop()
+            disconnect()
             if not over.wait(STOP_GRACE_S):
                 log.critical("exit code 4: the run did not end by itself %d s after its deadline", STOP_GRACE_S)
                 logging.shutdown()
@@ -2941,9 +2955,9 @@ def run(
     drops = DropFolders(settings)
     with (
         only_run(settings.output / "run.lock", who, clock, wait_s),
-        contextlib.closing(Ledger(settings.output / "ledger.sqlite3", clock)) as ledger,
+        contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger,
         contextlib.closing(drops),
-        watchdog(deadline, drops.drop),
+        watchdog(deadline, drops.close),
     ):
         courier = Courier(settings, options, deadline, ledger, drops)
         remove_old_files(settings, ledger, clock)
@@ -2985,13 +2999,13 @@ def rehearse(
 ) -> Report:
     """The --dry-run: everything but SFTP and ledger; the CSVs go to output/dry-run."""
     deadline = Deadline(clock, settings.run_deadline_minutes)
-    folder, ledger_path = settings.output / "dry-run", settings.output / "ledger.sqlite3"
+    folder = settings.output / "dry-run"
     with local_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     past: dict[str, list[int]] = {}
     exports = new_exports(choose(campaigns, options.only), folder, deadline.start, lambda _: False)
-    if ledger_path.exists():
-        with contextlib.closing(Ledger(ledger_path, clock)) as ledger:
+    if settings.ledger_path.exists():
+        with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
             past = {campaign.name: ledger.past_rows(campaign.name) for campaign in campaigns}
     outcomes = []
     with (
@@ -3014,13 +3028,14 @@ def rehearse(
 def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
     """Delete local CSVs, which hold personal data, after RETENTION_DAYS; only files that this program wrote."""
     oldest = clock.now() - timedelta(days=settings.retention_days)
-    own = [
-        settings.output / entry.file for entry in ledger.entries("campaign <> '' AND changed < ?", oldest.isoformat())
-    ]
-    stale = [path for path in (settings.output / "dry-run").glob("*.csv*") if path.stat().st_mtime < oldest.timestamp()]
-    for path in own:
-        rejected = path.with_name(rejected_name(path.name))
-        stale += [path, rejected, path.with_name(path.name + ".part"), rejected.with_name(rejected.name + ".part")]
+    stale: list[Path] = []
+    for entry in ledger.entries("campaign <> '' AND changed < ?", oldest.isoformat()):
+        for name in (entry.file, rejected_name(entry.file)):
+            stale += [settings.output / name, settings.output / f"{name}.part"]
+    for path in (settings.output / "dry-run").glob("*"):
+        with contextlib.suppress(OSError):  # it may go at this moment
+            is_mailing = path.name.lower().removesuffix(".part").endswith(MAILING_ENDINGS)
+            stale += [path] if is_mailing and path.stat().st_mtime < oldest.timestamp() else []
     for path in stale:
         try:
             path.unlink(missing_ok=True)
@@ -3043,10 +3058,10 @@ class Finding:
     exit_code: ExitCode = ExitCode.OK
 
 
-def finding(what: str, action: Callable[[], str]) -> Finding:
+def finding(what: str, action: Callable[[], str | None]) -> Finding:
     """What action says, or the error that it raised."""
     try:
-        return Finding(what, action())
+        return Finding(what, action() or "ok")
     except PipelineError as error:
         return Finding(what, error.message, error.hint, error.exit_code)
 
@@ -3084,24 +3099,22 @@ def check(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> li
     """Everything that a run needs, one by one; nothing is sent, and nothing stays behind."""
     deadline = Deadline(clock, settings.run_deadline_minutes)
     found = [Finding("settings and queries", f"{len(campaigns)} campaigns")]
-    ledger_path = settings.output / "ledger.sqlite3"
-    found.append(finding("ledger", lambda: Ledger(ledger_path, clock).close() or str(ledger_path)))  # type: ignore[func-returns-value]
+    found.append(finding("ledger", lambda: Ledger(settings.ledger_path, clock).close()))
     database, drops = Database(settings, deadline), DropFolders(settings)
-    with contextlib.closing(database), contextlib.closing(drops), watchdog(deadline, drops.drop):
-        login = finding("database login", lambda: database.open() or "ok")  # type: ignore[func-returns-value]
-        found.append(login)
-        for campaign in campaigns if not login.exit_code else ():
-            found.append(finding(f"query {campaign.source}", lambda c=campaign: check_query(database, c)))  # type: ignore[misc]
+    with contextlib.closing(database), contextlib.closing(drops), watchdog(deadline, drops.close):
+        found.append(finding("database login", database.open))
+        for campaign in campaigns if not found[-1].exit_code else ():
+            found.append(finding(f"query {campaign.source}", functools.partial(check_query, database, campaign)))
         key = finding("SFTP host key", drops.seen_fingerprint)
         if not key.exit_code and not settings.sftp_host_key:
             hint = f"if the server's administrator confirms it, set SFTP_HOST_KEY={key.message.partition(' ')[0]}"
             key = Finding(key.what, f"the server shows {key.message}", hint, ExitCode.USAGE)
         found.append(key)
         if not key.exit_code:
-            found.append(finding("SFTP login", lambda: drops.connect() or "ok"))  # type: ignore[func-returns-value]
-        for campaign in campaigns if not found[-1].exit_code and not key.exit_code else ():
-            what = f"folder {campaign.folder}"
-            found.append(finding(what, lambda c=campaign: check_folder(drops, c.folder, settings.sftp_staging_dir)))  # type: ignore[misc]
+            found.append(finding("SFTP login", drops.connect))
+        for campaign in campaigns if not found[-1].exit_code else ():
+            probe = functools.partial(check_folder, drops, campaign.folder, settings.sftp_staging_dir)
+            found.append(finding(f"folder {campaign.folder}", probe))
     return found
 
 
@@ -3463,7 +3476,7 @@ def missed_slots(before: Sequence[Entry], hours: Hours, now: datetime) -> list[s
     if runs:
         slot = datetime.fromisoformat(runs[-1].slot) + timedelta(hours=1)
         while f"{slot:%Y-%m-%d %H:%M}" < slot_of(now):
-            missed += [f"{slot:%d/%m %H:%M}"] if hours.inside(slot) else []
+            missed += [f"{slot:%d/%m %H:%M}"] if hours.inside(slot.replace(minute=59)) else []
             slot += timedelta(hours=1)
     return missed
 
@@ -3509,7 +3522,7 @@ def aftermath(settings: Settings, campaigns: Sequence[Campaign], end: Report | P
     since = (now - timedelta(days=PAGE_DAYS)).isoformat()
     start = end.start if isinstance(end, Report) else now
     try:
-        with contextlib.closing(Ledger(settings.output / "ledger.sqlite3", clock)) as ledger:
+        with contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger:
             before = ledger.entries("changed BETWEEN ? AND ?", since, start.isoformat())
             message = end.totals if isinstance(end, Report) else end.message
             entry_id = ledger.start(slot_of(start), "", PurePosixPath(), "" if isinstance(end, Report) else FAULT)
@@ -3579,12 +3592,8 @@ PORTUGUESE: dict[str, str] = {
     "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
     "the next run starts afresh; nothing old is sent": "a próxima execução começa do zero; nada antigo é enviado",
     "the run's deadline of {} minutes has passed": "o prazo de {} minutos da execução se esgotou",
-    "the run's deadline has passed": "o prazo da execução se esgotou",
     "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
         "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
-    ),
-    "see in the log what took so long; the next run queries anew": (
-        "veja no log o que demorou tanto; a próxima execução consulta de novo"
     ),
     "{} is outside the campaign's hours {}": "{} está fora do horário da campanha: {}",
     "{} is outside the operating hours {}": "{} está fora do horário de funcionamento: {}",
@@ -3612,6 +3621,7 @@ PORTUGUESE: dict[str, str] = {
     "gives {}, which Windows takes for a device; put mailing_ before it": (
         "resulta em {}, que o Windows toma por um dispositivo; ponha mailing_ na frente"
     ),
+    "must end in .csv or .txt": "deve terminar em .csv ou .txt",
     "must hold {campaign} or the hour (%H), so that two mailings do not share a name": (
         "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
     ),
@@ -3745,7 +3755,6 @@ PORTUGUESE: dict[str, str] = {
         "phones: ou unique: cita a coluna {}, que a consulta não retorna"
     ),
     "{} contacts, fewer than min_rows {}": "{} contatos, menos que min_rows {}",
-    "{} contacts, more than max_rows {}": "{} contatos, mais que max_rows {}",
     "more than max_rows {} contacts": "mais que max_rows {} contatos",
     "{} contacts, {} below the usual {} (max_drop {}%)": "{} contatos, {} abaixo dos {} habituais (max_drop {}%)",
     # SFTP
@@ -4084,10 +4093,10 @@ def look(arguments: argparse.Namespace, settings: Settings, campaigns: Sequence[
     """--status and --check."""
     console = make_console(arguments)
     if arguments.status:
-        path, now = settings.output / "ledger.sqlite3", clock.now()
+        now = clock.now()
         entries: list[Entry] = []
-        if path.exists():
-            with contextlib.closing(Ledger(path, clock)) as ledger:
+        if settings.ledger_path.exists():
+            with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
                 entries = ledger.entries("changed > ?", (now - timedelta(days=PAGE_DAYS)).isoformat())
         grid = day_grid(entries, campaigns, settings.hours, now)
         with showing():
@@ -4191,6 +4200,9 @@ def main(
     return code
 
 
+CLOSE_GRACE_S = 4.5
+
+
 def interrupt(*_: object) -> None:
     """Ended from outside: as with Ctrl+C."""
     raise KeyboardInterrupt
@@ -4215,9 +4227,6 @@ def heed_closing_window() -> object:
     handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint)(closing)  # type: ignore[attr-defined,unused-ignore]
     ctypes.WinDLL("kernel32").SetConsoleCtrlHandler(handler, 1)  # type: ignore[attr-defined,unused-ignore]
     return handler
-
-
-CLOSE_GRACE_S = 4.5
 
 
 def end(code: int) -> NoReturn:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 from local_servers import free_port
 from stage import NOON, Stage
+
+import mailing_pipeline
 
 ONE = "SELECT 1 AS n"
 HOUR = timedelta(hours=1)
@@ -100,6 +105,23 @@ def test_a_monitor_that_does_not_answer_changes_nothing(beating: Stage) -> None:
     assert CANARY not in result.said
 
 
+@pytest.mark.parametrize("wrong", ["a blank ", "no http answer"])
+def test_a_heartbeat_that_goes_wrong_in_http_changes_nothing_and_is_not_quoted(beating: Stage, wrong: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError), deaf.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"220 ftp.example.com ready " + CANARY.encode() + b"\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        blank = wrong if wrong.startswith("a blank") else ""
+        beating.settings(HEARTBEAT_URL=f"http://127.0.0.1:{deaf.getsockname()[1]}/{blank}{CANARY}")
+        result = beating.main()
+    assert result.exit_code == 0 and "HEARTBEAT_URL" in result.log
+    assert CANARY not in result.said and CANARY not in beating.everything_written()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # ALERT_URLS
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,6 +182,13 @@ def test_hours_in_which_the_pc_was_off_are_told_by_the_next_run(watched: Stage, 
     assert "22/12 14:00" in listener.told[0] and "22/12 15:00" in listener.told[0]
     watched.main(now=NOON + 20 * HOUR)  # 08:00 of the next day: 17 to 20 were missed, the night was not
     assert "22/12 20:00" in listener.told[1] and "21:00" not in listener.told[1]
+
+
+def test_a_day_that_begins_at_half_past_misses_its_first_slot_too(watched: Stage, listener: Listener) -> None:
+    watched.settings(RUN_DAYS="mon-sat", RUN_HOURS="08:30-20:00")
+    watched.main(now=NOON + 8 * HOUR)  # 20:00, the last of the day
+    watched.main(now=NOON + 21 * HOUR)  # 09:00
+    assert "08:00" in listener.told[0] and "07:00" not in listener.told[0]
 
 
 def test_alerts_speak_the_operators_language(watched: Stage, listener: Listener) -> None:
@@ -233,6 +262,24 @@ def test_a_mailing_that_the_dialer_refused_needs_a_person(stage: Stage) -> None:
     assert result.campaigns["a"]["hint"] and result.campaigns["b"]["pickup"] == ""
     assert result.verdicts == {"a": "delivered", "b": "delivered"}
     assert stage.deliver("--only", "b").exit_code == 0
+
+
+def test_a_ledger_that_is_taken_while_pickups_are_watched_costs_no_report(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.settings(PICKUP_TIMEOUT_SECONDS=1)
+    stage.query("10_a", ONE)
+    real = mailing_pipeline.Ledger.update
+
+    def update(ledger: mailing_pipeline.Ledger, entry_id: int, **values: Any) -> None:
+        if values.get("pickup"):
+            raise mailing_pipeline.LocalFault("ledger.sqlite3: database is locked")
+        real(ledger, entry_id, **values)
+
+    monkeypatch.setattr(mailing_pipeline.Ledger, "update", update)
+    result = stage.deliver()
+    assert result.exit_code == 0 and result.verdicts == {"a": "delivered"}
+    assert "the ledger could not note it" in result.log
 
 
 def test_without_a_pickup_timeout_nobody_waits(stage: Stage) -> None:

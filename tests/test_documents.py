@@ -136,6 +136,14 @@ def test_readme_names_no_setting_that_is_none(readme: str) -> None:
     assert named <= set(SETTING_FIELDS)
 
 
+def test_readme_quotes_what_the_program_says_in_both_languages(readme: str) -> None:
+    quoted = re.findall(r'^- \*\*"(.+?)" / "(.+?)":\*\*', readme, re.MULTILINE)
+    assert len(quoted) >= 3
+    for english, portuguese in quoted:
+        said = [told for phrase, told in mailing_pipeline.PORTUGUESE.items() if english in phrase]
+        assert any(portuguese in told for told in said), (english, portuguese, said)
+
+
 def test_readme_names_no_directive_that_is_none(readme: str) -> None:
     for key in re.findall(r"(?m)^-- ([a-z_]+):", readme):
         assert key in mailing_pipeline.DIRECTIVES, key

@@ -20,7 +20,18 @@ from hypothesis import strategies as st
 from stage import NOON, Result, Stage
 
 import mailing_pipeline
-from mailing_pipeline import CsvFormat, clean_phones, to_csv, to_frame
+from mailing_pipeline import (
+    Clock,
+    CsvFormat,
+    Database,
+    DatabaseError,
+    Deadline,
+    clean_phones,
+    load_settings,
+    parse_campaign,
+    to_csv,
+    to_frame,
+)
 
 FINAL = "mailing_a_22-12_12-00.csv"
 
@@ -156,6 +167,12 @@ def test_characters_that_the_encoding_lacks_are_replaced_counted_and_reported(st
     result = stage.deliver()
     assert stage.mailing("a") == b"Ana? ?;\x80\r\n?\xf3d?;ok?\r\n" * 3
     assert "9 characters" in result.campaigns["a"]["message"]
+
+
+def test_characters_lost_in_the_header_are_counted_too(stage: Stage) -> None:
+    stage.query("10_a", "SELECT 'x' AS \"café → nome\"", encoding="latin-1")
+    result = stage.deliver()
+    assert "1 characters are not in latin-1" in result.campaigns["a"]["message"]
 
 
 def test_control_characters_and_line_breaks_inside_a_cell_become_one_space(stage: Stage) -> None:
@@ -315,6 +332,16 @@ def test_rejected_rows_are_in_the_report(stage: Stage) -> None:
     stage.query("10_a", "SELECT * FROM (VALUES ('11988887777'), ('1')) AS v (t)", phones="t")
     entry = stage.deliver().campaigns["a"]
     assert (entry["rows"], entry["rejected"]) == (1, 1)
+
+
+def test_rejected_rows_of_a_query_with_a_column_reason_keep_their_columns(stage: Stage) -> None:
+    export(stage, "SELECT '1' AS t, 'x' AS reason, 'y' AS z UNION ALL SELECT '11988887777', 'k', 'l'", phones="t")
+    assert copy_of_rejected(stage) == [["t", "reason", "z", "reason"], ["1", "x", "y", "no valid phone"]]
+
+
+def test_a_phone_column_may_have_any_name(stage: Stage) -> None:
+    sql = "SELECT '(11) 98888-7777' AS self, '11988887777' AS \"a b\""
+    assert export(stage, sql, phones="self, a b") == b"self;a b\r\n11988887777;11988887777\r\n"
 
 
 def test_columns_that_are_no_phones_are_not_touched(stage: Stage) -> None:
@@ -541,6 +568,30 @@ def test_a_locked_table_is_waited_for_and_tried_again(stage: Stage, monkeypatch:
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_each_statement_of_a_file_has_the_whole_timeout(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As statement_timeout counts it."""
+    monkeypatch.setattr(mailing_pipeline, "GRACE_S", 0)
+    stage.query("10_a", "SELECT pg_sleep(0.7); SELECT pg_sleep(0.7); SELECT 1 AS n", timeout=1)
+    assert stage.deliver().verdicts == {"a": "delivered"}
+
+
+def test_what_the_server_says_at_the_end_is_told_also_after_many_rows(stage: Stage) -> None:
+    """The reason stands between the rows and the end of the connection, in the same bytes."""
+    settings = load_settings(stage.config, {}, sends=False, knows_host=False)
+    deadline = Deadline(Clock(), 5)
+    session = Database(settings, deadline).connect()
+    cell = "CASE WHEN n = 21000 THEN pg_sleep(60)::text ELSE repeat('x', 200) END"
+    campaign = parse_campaign("10_a.sql", f"SELECT n, {cell} FROM generate_series(1, 22000) AS n", settings)
+    session.begin(campaign, None)
+    with pytest.raises(DatabaseError, match="57P01"):
+        for _ in session.copy(campaign):
+            time.sleep(0.3)  # so that the server is asleep, and all of its rows are on this side
+            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailing_pipeline'"
+            stage.execute(sql)
+            time.sleep(0.3)
+    session.close()
+
+
 def test_a_query_whose_connection_is_ended_is_run_again_whole(stage: Stage) -> None:
     stage.query(
         "10_a", "SELECT n, pg_sleep(CASE WHEN n = 900 THEN 0.5 ELSE 0 END) AS s FROM generate_series(1, 1000) AS n"

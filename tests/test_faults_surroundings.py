@@ -334,8 +334,21 @@ def test_no_bug_tells_a_row(rig: Rig) -> None:
     with rig.dialer():
         program = rig.run(bug=f"cannot convert {PHONE} of {CPF} (119) 8000-1234")
         assert program.code == 1
-        assert "a bug" in rig.log()
+        assert "a bug: RuntimeError" in rig.log()
         rig.delivered()
+
+
+def test_a_bug_in_the_delivery_of_one_campaign_stops_no_other(rig: Rig) -> None:
+    """70: also where it falls on the connection that all of them share."""
+    rig.campaigns("alfa", "beta", "gama")
+    with rig.dialer():
+        program = rig.run(bug_in_delivery="beta")
+        assert program.code == 1
+        assert "a bug: RuntimeError" in rig.log()
+        rig.delivered("alfa", "gama")
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta", "gama")
+        assert rig.leftovers() == []
 
 
 def test_ctrl_c_ends_the_run_and_the_next_one_sends_the_rest(rig: Rig) -> None:

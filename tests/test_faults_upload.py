@@ -73,6 +73,27 @@ def test_an_upload_that_follows_a_growing_export_is_cut(rig: Rig) -> None:
         assert rig.leftovers() == []
 
 
+def test_a_server_that_calls_itself_openssh_and_takes_no_long_writes_gets_short_ones(rig: Rig) -> None:
+    """38: its packets' limit is what closes the connection; the next try writes what any server takes."""
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer():
+        server.banner = "SSH-2.0-OpenSSH_for_nobody"
+
+        def cut_if_long(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:
+            lengths.append(len(request.data))
+            if len(request.data) > 65_536:
+                session.cut()
+            else:
+                proceed()
+
+        lengths: list[int] = []
+        server.commits("write", cut_if_long, ALWAYS)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert max(lengths) > 65_536
+        assert rig.log().count(" retry ") == 1
+
+
 # 39 to 43 ------------------------------------------------------------------------------------------------------------
 
 

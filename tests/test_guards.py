@@ -37,8 +37,6 @@ def campaign(folder: Path, **directives: Any) -> Campaign:
         ({"min_rows": 50}, 49, [], "min_rows 50"),
         ({"min_rows": 50}, 0, [], "min_rows 50"),
         ({"min_rows": 0}, 0, [], None),
-        ({"max_rows": 50}, 50, [], None),
-        ({"max_rows": 50}, 51, [], "max_rows 50"),
         ({"max_drop": "70%"}, 30, [100], None),
         ({"max_drop": "70%"}, 29, [100], "max_drop 70%"),
         ({"max_drop": "70%"}, 1, [], None),

@@ -10,6 +10,7 @@ import subprocess
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import NOON, FakeClock, Result, Stage, forbidden
@@ -205,6 +206,25 @@ def test_a_ledger_that_is_gone_while_its_mailings_are_there_stops_the_run(stage:
     stopped_before_any_query(stage, "Restore")
 
 
+def test_mailings_with_another_ending_are_known_as_mailings_too(stage: Stage) -> None:
+    stage.settings(FILE_NAME="mailing_{campaign}_%d-%m_%H-%M.TXT")
+    stage.query("10_a", ONE)
+    assert stage.deliver(now=NOON).exit_code == 0
+    ledger_path(stage).unlink()
+    stopped_before_any_query(stage, "Restore")
+
+
+@pytest.mark.parametrize("options", [["--status"], ["--dry-run"]])
+def test_looking_writes_nothing_into_the_ledger(stage: Stage, options: list[str]) -> None:
+    stage.query("10_a", ONE)
+    stage.deliver(now=NOON)
+    with contextlib.closing(sqlite3.connect(ledger_path(stage), isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")  # nobody else can write now
+        result = stage.main([*options, "--json"], now=NOON)
+    assert result.exit_code == 0, result.said
+    assert '"a"' in result.stdout
+
+
 def test_a_ledger_that_another_program_holds_stops_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.query("10_a", ONE)
     stage.deliver(now=NOON)
@@ -344,6 +364,22 @@ def test_rehearsed_mailings_are_deleted_too(stage: Stage) -> None:
     age(stage.output / name, 4)
     stage.deliver("--resend")
     assert name not in local_files(stage)
+
+
+def test_a_file_that_goes_while_old_ones_are_looked_for_stops_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.query("10_a", ONE)
+    stage.main(["--dry-run"])
+    real = Path.stat
+
+    def stat(path: Path, **how: Any) -> os.stat_result:
+        if path.parent.name == "dry-run":
+            path.unlink(missing_ok=True)
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert stage.deliver().exit_code == 0
 
 
 def test_leftovers_of_yesterday_are_never_sent(stage: Stage) -> None:

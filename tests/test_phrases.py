@@ -317,7 +317,7 @@ def wrong_settings(folder: Path) -> Iterator[str]:
     yield from faults_of(lambda: mp.parse_settings({"X": "1"}, folder, "config.env", sends=True, knows_host=True))
     for key, value in (
         ("SFTP_HOTS", "x"), ("RUN_DAYS", "sat-mon"), ("RUN_HOURS", "20:00-08:00"), ("FILE_NAME", "con.csv"),
-        ("FILE_NAME", "lista.csv"), ("CSV_DELIMITER", "xx"),
+        ("FILE_NAME", "lista.csv"), ("FILE_NAME", "lista_%H"), ("CSV_DELIMITER", "xx"),
     ):  # fmt: skip
         values = {key: value}
         yield from faults_of(lambda v=values: mp.parse_settings(v, folder, "config.env", sends=False, knows_host=False))
@@ -399,7 +399,7 @@ def test_rendered_texts_are_portuguese(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("english", "portuguese"),
     [
-        ("4,812 contacts, more than max_rows 4,000", "4.812 contatos, mais que max_rows 4.000"),
+        ("more than max_rows 4,000 contacts", "mais que max_rows 4.000 contatos"),
         ("a: held: 10 contacts, fewer than min_rows 50", "a: retido: 10 contatos, menos que min_rows 50"),
         ("a.env: SFTP_VERIFY: must be one of: a, b", "a.env: SFTP_VERIFY: deve ser um destes valores: a, b"),
         ("sending 1.5 MB of 3.2 MB, 500 B/s", "enviando 1,5 MB de 3,2 MB, 500 B/s"),

@@ -98,6 +98,7 @@ class FaultyServer(local_servers.ParamikoServer):
         self.over = threading.Event()
         self.kex: tuple[str, ...] = ()  # key exchanges to offer, instead of paramiko's
         self.passwords_seen = 0
+        self.banner = ""  # to show, instead of paramiko's
 
     def commits(self, request: str, does: Any, times: int = 1, path: str = "", at_byte: int | None = None) -> None:
         """From now on. Besides SFTP requests, `request` may be password, key, session, subsystem or
@@ -146,6 +147,8 @@ class FaultyServer(local_servers.ParamikoServer):
         """As the sound server does, with our session and, if wanted, other key exchanges."""
         transport = paramiko.Transport(client)
         transport.set_log_channel("local_servers.sftp")
+        if self.banner:
+            transport.local_version = self.banner
         if self.kex:
             transport._preferred_kex = self.kex  # type: ignore[attr-defined]
         with self._guard:

@@ -132,6 +132,18 @@ def bug(text: str) -> None:
     mailing_pipeline.to_csv = fail  # type: ignore[assignment]
 
 
+def bug_in_delivery(campaign: str) -> None:
+    """An error that nobody foresaw, between one campaign's upload and its rename."""
+    real = mailing_pipeline.Courier._verify
+
+    def fail(courier: Any, export: Any, *more: Any) -> None:
+        if export.campaign.name == campaign:
+            raise RuntimeError("119" + str(80000001))  # a phone, though not in this line, which a traceback shows
+        real(courier, export, *more)
+
+    mailing_pipeline.Courier._verify = fail  # type: ignore[method-assign]
+
+
 def file_size_limit(size_bytes: int) -> None:
     """No file may grow beyond this: the kernel refuses the write, as a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -141,6 +153,7 @@ def file_size_limit(size_bytes: int) -> None:
 SEAMS: dict[str, Callable[[Any], None]] = {
     "log_fills_up": log_fills_up,
     "bug": bug,
+    "bug_in_delivery": bug_in_delivery,
     "file_size_limit": file_size_limit,
     "impatient_ledger": impatient_ledger,
     "target_held_open": target_held_open,
