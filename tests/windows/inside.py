@@ -287,7 +287,7 @@ class Probes:
                 time.sleep(0.05)
             time.sleep(0.5)
             start_s = time.monotonic()
-            drops.drop()
+            drops.close()
             login.join()
             return found | {"seconds": time.monotonic() - start_s}
 
