@@ -164,6 +164,10 @@ class DeliveryError(PipelineError):
     exit_code = ExitCode.SFTP
 
 
+class HostKeyChanged(DeliveryError):
+    """The SFTP server is not the one it was, or somebody stands between."""
+
+
 class LocalFault(PipelineError):
     """This PC's own disk or ledger failed."""
 
@@ -1050,15 +1054,15 @@ class Session:
 
     def run(self, sql: str, source: str, line: int = 0) -> PGresult:
         """The last result of sql, which stands in source from that line on."""
-        self.pgconn.send_query(sql.encode())
+        self._send(source, self.pgconn.send_query, sql.encode())
         return self._results(sql, source, line)
 
     def columns(self, campaign: Campaign) -> tuple[str, ...]:
         """The names of the columns that the mailing's statement would return; the server plans nothing yet."""
         select = campaign.select
-        self.pgconn.send_prepare(b"", select.text.encode())
+        self._send(campaign.source, self.pgconn.send_prepare, b"", select.text.encode())
         self._results(select.text, campaign.source, select.line)
-        self.pgconn.send_describe_prepared(b"")
+        self._send(campaign.source, self.pgconn.send_describe_prepared, b"")
         described = self._results(select.text, campaign.source, select.line)
         return tuple((described.fname(index) or b"").decode() for index in range(described.nfields))
 
@@ -1084,6 +1088,14 @@ class Session:
         self._results(select.text, campaign.source, select.line)
         if block:
             yield bytes(block)
+
+    def _send(self, source: str, send: Callable[..., None], *what: bytes) -> None:
+        from psycopg import OperationalError
+
+        try:
+            send(*what)
+        except OperationalError:  # libpq has seen the end of the connection already
+            raise query_error("", "", source, None) from None
 
     def _results(self, sql: str, source: str, line: int = 0) -> PGresult:
         from psycopg import pq
@@ -1779,7 +1791,6 @@ class DropFolders:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.down: DeliveryError | None = None  # once a whole retry budget was spent on it
         self._long_writes = True  # until a server has failed at one
         self._transport: paramiko.Transport | None = None
         self._client: paramiko.SFTPClient | None = None
@@ -1820,12 +1831,12 @@ class DropFolders:
         if mode is not None and mode & 0o170000 != 0o040000:
             raise DeliveryError(f"drop folder {folder}: is not a folder", "correct '-- folder:' in the query file")
 
-    def send(self, temp: PurePosixPath, chunks: Iterable[bytes | None]) -> int:
+    def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> int:
         """Write chunks into a new file; the bytes that arrived. Raises DeliveryError, also if a write was refused.
 
-        paramiko reads the replies of pipelined writes only when a later write is not pipelined: so the last bytes go
-        like that, and raise for all before them. The same before a None among the chunks, which announces that others
-        will use the session: they would swallow this file's replies, and this one wait for them in vain.
+        paramiko reads the replies of pipelined writes only when a later write is not pipelined: so the last byte goes
+        like that, and raises for all before it. Nobody else may use the session meanwhile: they would swallow this
+        file's replies.
         """
         sent, waiting = 0, b""
         with self._session(f"creating {temp}") as client:
@@ -1834,14 +1845,13 @@ class DropFolders:
                 file.MAX_REQUEST_SIZE = OPENSSH_WRITE_BYTES
         with self._session(f"writing {temp}"):
             try:
-                for chunk in itertools.chain(chunks, [None]):
-                    last = min(len(waiting), chunk is None)
-                    file.set_pipelined(True)
-                    file.write(waiting[: len(waiting) - last])
-                    file.set_pipelined(False)
-                    file.write(waiting[len(waiting) - last :])
-                    waiting = chunk or b""
-                    sent += len(waiting)
+                file.set_pipelined(True)
+                for chunk in chunks:
+                    file.write(waiting)
+                    waiting, sent = chunk, sent + len(chunk)
+                file.write(waiting[:-1])
+                file.set_pipelined(False)
+                file.write(waiting[-1:])
                 arrived = file.stat().st_size
             except BaseException as error:
                 self._long_writes = False
@@ -1917,7 +1927,7 @@ class DropFolders:
         seen: str = key.fingerprint
         if settings.sftp_host_key and not secrets.compare_digest(seen, settings.sftp_host_key):
             self.close()
-            raise DeliveryError(
+            raise HostKeyChanged(
                 f"SFTP: {settings.sftp_host} shows another host key than SFTP_HOST_KEY: {seen} ({key.get_name()})",
                 "do not go on: ask the server's administrator whether the key was changed; no password was sent",
                 fatal=True,
@@ -2051,6 +2061,7 @@ class Ledger:
         self.path, self.clock = path, clock
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = threading.RLock()
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA synchronous=FULL")
@@ -2081,7 +2092,9 @@ class Ledger:
         """A new entry; its id. The campaign of a whole run's entry is empty."""
         columns = (slot, campaign, State.STARTED, resend, str(folder), file, self._now())
         sql = "INSERT INTO mailings (slot, campaign, state, resend, folder, file, changed) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        return self._execute(sql, columns).lastrowid or 0
+        with self._lock:
+            self._execute(sql, columns)
+            return int(self._execute("SELECT last_insert_rowid()", ())[0][0])
 
     def update(self, entry_id: int, **values: Any) -> None:
         """Set columns of an entry; on the disk when it returns."""
@@ -2091,10 +2104,14 @@ class Ledger:
 
     def entries(self, where: str, *values: Any) -> list[Entry]:
         """The entries for which the SQL condition holds, oldest first."""
-        rows = self._execute(f"SELECT * FROM mailings WHERE {where} ORDER BY id", values).fetchall()
+        rows = self._execute(f"SELECT * FROM mailings WHERE {where} ORDER BY id", values)
         return [
             Entry(**{**dict(row), "state": State(row["state"]), "folder": PurePosixPath(row["folder"])}) for row in rows
         ]
+
+    def entry(self, entry_id: int) -> Entry:
+        """The entry with this id."""
+        return self.entries("id = ?", entry_id)[0]
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -2104,14 +2121,15 @@ class Ledger:
     def knows_file(self, name: str) -> bool:
         """Whether a mailing ever had this name."""
         sql = "SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1"
-        return self._execute(sql, (name,)).fetchone() is not None
+        return bool(self._execute(sql, (name,)))
 
     def _now(self) -> str:
         return self.clock.now().isoformat(timespec="milliseconds")
 
-    def _execute(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
+    def _execute(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
         try:
-            return self._db.execute(sql, values)
+            with self._lock:
+                return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             hint = "free the disk, and close other programs that hold the ledger"
             raise LocalFault(f"{self.path}: {error}", hint) from error
@@ -2331,7 +2349,7 @@ def tell(console: Console, text: str, hint: str = "") -> None:
 
 @contextlib.contextmanager
 def live_progress(
-    console: Console | None, exports: Sequence[Export], language: str, courier: Courier | None = None
+    console: Console | None, exports: Sequence[Export], language: str, dispatch: Dispatch | None = None
 ) -> Iterator[None]:
     """On a terminal, a line per campaign that shows what is going on, until the block ends. Without one, nothing."""
     if console is None or not console.is_terminal or not exports:
@@ -2345,9 +2363,9 @@ def live_progress(
 
     def doing(export: Export) -> str:
         name = export.campaign.name
-        if courier and name in courier.outcomes:
-            return f"{courier.outcomes[name].verdict}"
-        sent = courier.sent.get(name, 0) if courier else 0
+        if dispatch and name in dispatch.outcomes:
+            return f"{dispatch.outcomes[name].verdict}"
+        sent = dispatch.sent.get(name, 0) if dispatch else 0
         if sent:
             rate = sent / max(clock_s() - began.setdefault(name, clock_s() - 0.5), 0.5)
             return f"sending {human_size(sent)} of {human_size(export.size_bytes)}, {human_size(int(rate))}/s"
@@ -2371,6 +2389,9 @@ def live_progress(
 
 PICKUP_POLL_S = 2
 FOLLOW_BYTES = 1 << 20  # an upload begins beside the export once so much is there; a small mailing is sent when whole
+ASSIST_AFTER_S = 1  # a second SFTP session is worth its login once whole mailings have been waiting for so long
+ASSIST_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
+BY_OPERATOR = "stopped by the operator"
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
 
 
@@ -2414,55 +2435,25 @@ def refusal(export: Export, past_rows: Sequence[int]) -> Outcome | None:
     return outcome_of_error(base, Held(*objection)) if objection else None
 
 
-class Courier:
-    """Takes the mailings of one run to the dialer, the whole ones first, and otherwise follows one that still grows."""
+class Dispatch:
+    """The mailings of one run: which are still to be delivered, and what became of the others.
 
-    def __init__(
-        self, settings: Settings, options: Options, deadline: Deadline, ledger: Ledger, drops: DropFolders
-    ) -> None:
-        self.settings, self.options, self.deadline = settings, options, deadline
-        self.ledger, self.drops = ledger, drops
+    What the couriers share. An entry's way into `publishing`, and its end, are noted under `guard`: once the run is
+    being concluded no rename begins any more.
+    """
+
+    def __init__(self, settings: Settings, options: Options, deadline: Deadline, ledger: Ledger) -> None:
+        self.settings, self.options, self.deadline, self.ledger = settings, options, deadline, ledger
         self.slot = slot_of(deadline.start)
         self.outcomes: dict[str, Outcome] = {}
         self.sent: dict[str, int] = {}  # campaign -> bytes of the upload under way
+        self.watched: list[Campaign] = []  # delivered, and the dialer is to take it
+        self.temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
+        self.down: PipelineError | None = None  # the SFTP stage, once a whole retry budget was spent on it
+        self.alone = False  # the server lets nobody in twice
+        self.guard, self._over = threading.RLock(), False
         self._pending: list[Export] = []
-        self._followed: Export | None = None  # its upload is under way, and lets others go first
-        self._watched: list[Campaign] = []  # delivered, and the dialer is to take it
-        self._temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
-        self._unanswered: set[int] = set()  # entries with a rename that the server may still carry out
-
-    def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
-        """What a killed run left in doubt, before anything else: look what became of its renames, remove its temps."""
-        doubtful = self.ledger.entries("state IN ('started', 'exported', 'publishing') OR temp <> ''")
-        if doubtful:
-            self._retry(self.drops.connect, "SFTP")
-        for entry in doubtful:
-            if entry.state is State.PUBLISHING and not self._settle_leftover(entry, campaigns.get(entry.campaign)):
-                continue
-            if entry.state in (State.STARTED, State.EXPORTED):
-                message = "the run was interrupted before publishing"
-                self.ledger.update(entry.id, state=State.FAILED, message=message)
-            self._temps[entry.id] = entry.temp.split("\n") if entry.temp else []
-            self._drop_temps(entry.id)
-
-    def _settle_leftover(self, entry: Entry, campaign: Campaign | None) -> bool:
-        """Settle a rename that an earlier run left in doubt; False if it stays so."""
-        self._unanswered.add(entry.id)
-        late = self._too_late(entry, campaign)
-        try:
-            error, published = self._settle(entry, lambda: late)
-            told = "delivered" if published else f"not published: {late or error}"
-        except DeliveryError as unknown:
-            if unknown.down or unknown.fatal:
-                raise
-            if entry.slot == self.slot or unknown.message != WITHDRAWN:
-                log.error("%s: %s stays in doubt: %s", entry.campaign, entry.file, unknown.message)
-                return False
-            told, published = unknown.message, False
-        log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
-        state = State.DELIVERED if published else State.FAILED
-        self.ledger.update(entry.id, state=state, message="" if published else told, pickup="")
-        return True
+        self._taken: set[Export] = set()  # those among them that a courier has in hand
 
     def due(self, campaigns: Sequence[Campaign]) -> list[Campaign]:
         """The campaigns to run now; the others get their outcome."""
@@ -2478,7 +2469,7 @@ class Courier:
                     message="the server does not tell what became of this slot's mailing",
                     hint=IN_DOUBT,
                     exit_code=ExitCode.SFTP,
-                    stage=self.drops.down is not None,
+                    stage=self.down is not None,
                 )
             elif delivered and not self.options.resend:
                 entry = delivered[-1]
@@ -2506,31 +2497,179 @@ class Courier:
         if resend:
             log.warning("%s: sent again on request (--resend)", campaign.name)
 
-    def work(self) -> None:
+    @property
+    def unfinished(self) -> bool:
+        """Whether a courier has anything to do, or may have; not while the server is down."""
+        return bool(self._pending) and not self.down
+
+    def whole(self) -> list[Export]:
+        """The mailings that are done and that no courier has in hand."""
+        with self.guard:
+            return [export for export in self._pending if export.done and export not in self._taken]
+
+    def take(self, follows: bool) -> Export | None:
+        """A mailing for one courier: a whole one or, if follows, one that grows; None if there is none."""
+        with self.guard:
+            large = [export for export in self._pending if follows and export.size_bytes > FOLLOW_BYTES]
+            for export in [*self.whole(), *large]:
+                if export not in self._taken:
+                    self._taken.add(export)
+                    return export
+        return None
+
+    def put_back(self, export: Export) -> None:
+        """Its export began anew while it was followed, or others are to go first."""
+        with self.guard:
+            self._taken.discard(export)
+
+    def wait(self) -> None:
+        """A fifth of a second, or until something happens to the mailings."""
+        for export in self._pending[:1]:
+            with export.changed:
+                export.changed.wait(0.2)
+
+    def refusal(self, export: Export) -> Outcome | None:
+        """Why a mailing that is done is not sent now; None if it may be."""
+        if refused := refusal(export, self.ledger.past_rows(export.campaign.name)):
+            return refused
+        objection = self.time_objection(export.campaign)
+        return outcome_of_error(base_outcome(export), Held(*objection)) if objection else None
+
+    def time_objection(self, campaign: Campaign) -> tuple[str, str] | None:
+        """Why it is too late (or too early) to publish now, with a hint; None if it is not."""
+        return time_objection(campaign, self.deadline, self.options.ignore_hours)
+
+    def too_late(self, entry: Entry, campaign: Campaign | None) -> str:
+        """Why a leftover may not be published now; empty if it may."""
+        if campaign is None or entry.slot != self.slot:
+            return f"its slot {entry.slot} is over" if campaign else "its campaign is gone"
+        objection = self.time_objection(campaign)
+        return objection[0] if objection else ""
+
+    def begin_publishing(self, entry: Entry) -> None:
+        """Note that a rename is about to be asked for. Raises Stopped once the run is being concluded."""
+        with self.guard:
+            if self._over:
+                raise Stopped("the run is over")
+            self.ledger.update(entry.id, state=State.PUBLISHING)
+
+    def conclude(self, export: Export, outcome: Outcome) -> None:
+        """Note the outcome in report, ledger and log; Ctrl+C may fall between any two lines."""
+        states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
+        state = states.get(outcome.verdict, State.FAILED)
+        with self.guard:
+            if export not in self._pending:  # the run's end came first
+                return
+            try:
+                noted = self.ledger.entry(export.entry_id).state
+                if noted is State.DELIVERED and state is not noted:  # the run was stopped just after it
+                    outcome, state = dataclass_replace(base_outcome(export), verdict=Verdict.DELIVERED), noted
+                elif noted is State.PUBLISHING and state is not State.DELIVERED:
+                    outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=IN_DOUBT), noted
+                self.outcomes[outcome.campaign] = outcome
+                self.ledger.update(
+                    export.entry_id,
+                    state=state,
+                    rows=outcome.rows,
+                    rejected=outcome.rejected,
+                    size_bytes=outcome.size_bytes,
+                    seconds=outcome.seconds,
+                    message=outcome.message,
+                    hint=outcome.hint,
+                )
+            except LocalFault as error:
+                log.error("%s: the ledger could not note it, the next run looks: %s", outcome.campaign, error.message)
+            self.outcomes[outcome.campaign] = outcome
+            self._pending.remove(export)
+        figures = f"{outcome.file}: {outcome.rows} contacts, {outcome.size_bytes} bytes" if outcome.size_bytes else ""
+        told = "; ".join(text for text in (figures, outcome.message, outcome.hint) if text)
+        level = logging.ERROR if outcome.exit_code else logging.INFO
+        log.log(level, "%s: %s: %s", outcome.campaign, outcome.verdict, told)
+
+    def conclude_all(self, error: PipelineError | None) -> None:
+        """The run's end: what has no outcome yet gets one, and no rename begins any more."""
+        with self.guard:
+            self._over = True
+            for export in [export for export in self._pending if export.campaign.name not in self.outcomes]:
+                reason = export.error or self.down or error or Stopped("the run was stopped")
+                self.conclude(export, outcome_of_error(base_outcome(export), reason))
+
+    def _delivered_in_slot(self, campaign: Campaign) -> list[Entry]:
+        return self.ledger.entries("slot = ? AND campaign = ? AND state = 'delivered'", self.slot, campaign.name)
+
+
+class Courier:
+    """Takes mailings to the dialer over one SFTP session, the whole ones first, or follows one that still grows."""
+
+    def __init__(self, dispatch: Dispatch, drops: DropFolders) -> None:
+        self.dispatch, self.drops = dispatch, drops
+        self.settings, self.deadline, self.ledger = dispatch.settings, dispatch.deadline, dispatch.ledger
+        self._unanswered: set[int] = set()  # entries with a rename that the server may still carry out
+
+    def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
+        """What a killed run left in doubt, before anything else: look what became of its renames, remove its temps."""
+        doubtful = self.ledger.entries("state IN ('started', 'exported', 'publishing') OR temp <> ''")
+        if doubtful:
+            self._retry(self.drops.connect, "SFTP")
+        for entry in doubtful:
+            if entry.state is State.PUBLISHING and not self._settle_leftover(entry, campaigns.get(entry.campaign)):
+                continue
+            if entry.state in (State.STARTED, State.EXPORTED):
+                message = "the run was interrupted before publishing"
+                self.ledger.update(entry.id, state=State.FAILED, message=message)
+            self.dispatch.temps[entry.id] = entry.temp.split("\n") if entry.temp else []
+            self._drop_temps(entry.id)
+
+    def work(self, assistant: Courier) -> None:
         """Deliver every expected mailing; returns when each has its outcome. Raises Stopped at the run's end."""
-        if self._pending and not self.drops.down:
+        dispatch = self.dispatch
+        if dispatch.unfinished:
             try:
                 self._retry(self.drops.connect, "SFTP")  # while the queries run
             except DeliveryError as error:
-                self.drops.down = error
-        while self._pending and not self.drops.down:
-            self._deliver_whole()
-            growing = [export for export in self._pending if not export.done and export.size_bytes > FOLLOW_BYTES]
-            if growing:
-                self._followed = growing[0]
-                self._deliver(growing[0])
-                self._followed = None
-            elif self._pending and not self._whole():
-                with self._pending[0].changed:
-                    self._pending[0].changed.wait(0.2)
-            self.deadline.check()
+                dispatch.down = error
+        with assistance(assistant):  # now that a login has succeeded
+            while dispatch.unfinished:
+                if export := dispatch.take(follows=not dispatch.alone):
+                    self._deliver(export)
+                else:
+                    dispatch.wait()
+                self.deadline.check()
+
+    def assist(self, over: threading.Event) -> None:
+        """Deliver whole mailings beside the first courier, once one has waited for ASSIST_AFTER_S, until over is set.
+
+        A mailing costs eight round trips on which the link is idle; and while the first courier follows one that grows,
+        the whole ones would wait. Raises nothing.
+        """
+        dispatch, clock, waits_since_s, ready = self.dispatch, self.deadline.clock, 0.0, False
+        try:
+            while not over.is_set() and dispatch.unfinished:
+                waits_since_s = (waits_since_s or clock.steady_s()) if dispatch.whole() else 0.0
+                if not ready and waits_since_s and clock.steady_s() - waits_since_s > ASSIST_AFTER_S:
+                    self.drops.connect()
+                    ready = True
+                if ready and (export := dispatch.take(follows=False)):
+                    self._deliver(export)
+                else:
+                    dispatch.wait()
+                self.deadline.check()
+        except HostKeyChanged as error:
+            dispatch.down = error
+        except DeliveryError as error:  # of the login
+            dispatch.alone = True
+            log.warning("mailings are sent one after the other, the server lets nobody in twice: %s", error.message)
+        except Stopped:
+            pass  # the first courier says so
+        except Exception as error:
+            dispatch.down = bug(error)
 
     def watch_pickups(self) -> None:
         """After everything is published: wait until the dialer has taken each file whose campaign asks for it."""
-        began_s = self.deadline.clock.steady_s()
-        while self._watched:
-            for campaign in list(self._watched):
-                outcome = self.outcomes[campaign.name]
+        watched, began_s = self.dispatch.watched, self.deadline.clock.steady_s()
+        while watched:
+            for campaign in list(watched):
+                outcome = self.dispatch.outcomes[campaign.name]
                 try:
                     pickup = self._pickup(campaign, outcome.file)
                 except DeliveryError as error:
@@ -2538,101 +2677,42 @@ class Courier:
                 if not pickup and self.deadline.clock.steady_s() > began_s + campaign.pickup_s:
                     pickup = f"not picked up within {campaign.pickup_s} s"
                 if pickup:
-                    self._watched.remove(campaign)
+                    watched.remove(campaign)
                     self._note_pickup(outcome, pickup)
-            if self._watched:
+            if watched:
                 self.deadline.sleep(PICKUP_POLL_S)
 
     def finish(self, error: PipelineError | None) -> None:
         """Give what is still pending its outcome, and remove temps that could not be removed before."""
-        for export in [export for export in self._pending if export.campaign.name not in self.outcomes]:
-            reason = export.error or self.drops.down or error or Stopped("the run was stopped")
-            self._conclude(export, outcome_of_error(base_outcome(export), reason))
-        for entry_id in list(self._temps):
-            self._drop_temps(entry_id)
+        self.dispatch.conclude_all(error)
+        for entry_id in list(self.dispatch.temps):
+            self._drop_temps(entry_id, at_the_end=True)
 
     def _retry(self, action: Callable[[], T], who: str) -> T:
         return retry(action, self.settings.retry_policy, self.deadline, who)
 
-    def _delivered_in_slot(self, campaign: Campaign) -> list[Entry]:
-        return self.ledger.entries("slot = ? AND campaign = ? AND state = 'delivered'", self.slot, campaign.name)
-
-    def _time_objection(self, campaign: Campaign) -> tuple[str, str] | None:
-        return time_objection(campaign, self.deadline, self.options.ignore_hours)
-
-    def _too_late(self, entry: Entry, campaign: Campaign | None) -> str:
-        """Why a leftover may not be published now; empty if it may."""
-        if campaign is None or entry.slot != self.slot:
-            return f"its slot {entry.slot} is over" if campaign else "its campaign is gone"
-        objection = self._time_objection(campaign)
-        return objection[0] if objection else ""
-
-    def _whole(self) -> list[Export]:
-        return [export for export in self._pending if export.done and export is not self._followed]
-
-    def _deliver_whole(self) -> None:
-        for export in self._whole():
-            if not self.drops.down:
-                self._deliver(export)
-
     def _deliver(self, export: Export) -> None:
-        """Bring one mailing to its outcome, unless its export began anew meanwhile: then it stays pending."""
+        """Bring one mailing to its outcome, unless it is to be taken up again: then it stays pending."""
         try:
             outcome = self._retry(lambda: self._attempt(export), export.campaign.name)
         except PipelineError as error:
             if isinstance(error, DeliveryError) and (error.down or error.fatal):
-                self.drops.down = error
+                self.dispatch.down = error
                 error = self.deadline.ended or error  # at the deadline it is the watchdog that breaks the connection
             outcome = outcome_of_error(base_outcome(export), error)
         except Exception as error:
             outcome = outcome_of_error(base_outcome(export), bug(error))
             self.drops.close()  # in the middle of a request, for all we know
         if outcome:
-            self._conclude(export, outcome)
-
-    def _conclude(self, export: Export, outcome: Outcome) -> None:
-        """Note the outcome in report, ledger and log; Ctrl+C may fall between any two lines."""
-        states = {Verdict.DELIVERED: State.DELIVERED, Verdict.EMPTY: State.EMPTY, Verdict.HELD: State.HELD}
-        state = states.get(outcome.verdict, State.FAILED)
-        try:
-            noted = self._entry(export.entry_id).state
-            if noted is State.DELIVERED and state is not noted:  # the run was stopped just after it
-                outcome, state = dataclass_replace(base_outcome(export), verdict=Verdict.DELIVERED), noted
-            elif noted is State.PUBLISHING and state is not State.DELIVERED:
-                outcome, state = dataclass_replace(outcome, verdict=Verdict.UNKNOWN, hint=IN_DOUBT), noted
-            self.outcomes[outcome.campaign] = outcome
-            self.ledger.update(
-                export.entry_id,
-                state=state,
-                rows=outcome.rows,
-                rejected=outcome.rejected,
-                size_bytes=outcome.size_bytes,
-                seconds=outcome.seconds,
-                message=outcome.message,
-                hint=outcome.hint,
-            )
-        except LocalFault as error:
-            log.error("%s: the ledger could not note it, the next run looks: %s", outcome.campaign, error.message)
-        self.outcomes[outcome.campaign] = outcome
-        self._pending.remove(export)
-        figures = f"{outcome.file}: {outcome.rows} contacts, {outcome.size_bytes} bytes" if outcome.size_bytes else ""
-        told = "; ".join(text for text in (figures, outcome.message, outcome.hint) if text)
-        level = logging.ERROR if outcome.exit_code else logging.INFO
-        log.log(level, "%s: %s: %s", outcome.campaign, outcome.verdict, told)
-
-    def _entry(self, entry_id: int) -> Entry:
-        return self.ledger.entries("id = ?", entry_id)[0]
-
-    def _refusal(self, export: Export) -> Outcome | None:
-        """Why a mailing that is done is not sent now; None if it may be."""
-        if refused := refusal(export, self.ledger.past_rows(export.campaign.name)):
-            return refused
-        objection = self._time_objection(export.campaign)
-        return outcome_of_error(base_outcome(export), Held(*objection)) if objection else None
+            self.dispatch.conclude(export, outcome)
+        else:
+            self.dispatch.put_back(export)
+        with export.changed:
+            export.changed.notify_all()
 
     def _attempt(self, export: Export) -> Outcome | None:
-        """One try: upload under a temp name, ask the guards, check, publish. None if the export began anew."""
-        if export.done and (outcome := self._refusal(export)):
+        """One try: upload under a temp name, ask the guards, check, publish. None if it is to be taken up again."""
+        if export.done and (outcome := self.dispatch.refusal(export)):
             return outcome
         folder = export.campaign.folder
         self.drops.check_folder(folder)
@@ -2643,7 +2723,7 @@ class Courier:
         self._note_temp(export.entry_id, temp)
         try:
             sent = self.drops.send(temp, self._follow(export))
-            outcome = self._refusal(export)
+            outcome = self.dispatch.refusal(export)
             if not outcome:
                 self._verify(export, temp, sent)
                 note = self._previous_not_taken(export.campaign)
@@ -2657,24 +2737,20 @@ class Courier:
             return outcome
         return self._publish(export, note)
 
-    def _follow(self, export: Export) -> Iterator[bytes | None]:
-        """The mailing's bytes as they reach the local disk. Whole mailings of others go first while this one grows.
-
-        A None among them says that the session is about to be used for another mailing.
-        """
+    def _follow(self, export: Export) -> Iterator[bytes]:
+        """The mailing's bytes as they reach the local disk."""
         attempt, offset = export.attempt, 0
         while True:
             self.deadline.check()
             done = export.done
-            if not done and self._whole():
-                yield None
-                self._deliver_whole()
+            if not done and self.dispatch.alone and self.dispatch.whole():
+                raise Superseded  # nobody else could take them meanwhile
             chunk = export.read(attempt, offset, CHUNK_BYTES)
             if chunk is None:
                 raise Superseded
             if chunk:
                 offset += len(chunk)
-                self.sent[export.campaign.name] = offset
+                self.dispatch.sent[export.campaign.name] = offset
                 yield chunk
             elif done:
                 return
@@ -2702,32 +2778,32 @@ class Courier:
             size_bytes=mailing.size_bytes,
             sha256=mailing.sha256,
         )
-        if objection := self._time_objection(campaign):
+        if objection := self.dispatch.time_objection(campaign):
             self._drop_temps(entry_id)
             return outcome_of_error(base, Held(*objection))
-        # Ctrl+C may fall between any two lines, and the run's end then clears from the ledger what _temps holds: so
+        # Ctrl+C may fall between any two lines, and the run's end then clears from the ledger what is in temps: so
         # nothing of this entry is in there while a rename may be under way.
-        temps = self._temps.pop(entry_id)
-        entry = self._entry(entry_id)
+        temps = self.dispatch.temps.pop(entry_id)
+        entry = self.ledger.entry(entry_id)
         try:
             self._rename(entry)
         except DeliveryError as error:
             log.warning("%s: the rename is in doubt, looking: %s", campaign.name, error.message)
             try:
-                refused, published = self._settle(entry, lambda: self._too_late(entry, campaign))
+                refused, published = self._settle(entry, lambda: self.dispatch.too_late(entry, campaign))
             except PipelineError as unknown:
                 if isinstance(unknown, DeliveryError) and (unknown.down or unknown.fatal):
-                    self.drops.down = unknown
-                return outcome_of_error(base, unknown)  # _conclude sees whether it is in doubt
+                    self.dispatch.down = unknown
+                return outcome_of_error(base, unknown)  # conclude() sees whether it is in doubt
             if not published:
                 self.ledger.update(entry_id, state=State.EXPORTED, pickup="")
-                self._temps[entry_id] = temps
+                self.dispatch.temps[entry_id] = temps
                 self._drop_temps(entry_id)
                 return outcome_of_error(base, refused or error)
         self.ledger.update(entry_id, state=State.DELIVERED, pickup="", temp="\n".join(temps[:-1]))
-        self._temps[entry_id] = temps[:-1]
+        self.dispatch.temps[entry_id] = temps[:-1]
         if campaign.pickup_s:
-            self._watched.append(campaign)
+            self.dispatch.watched.append(campaign)
         lost = f"{mailing.replaced:,} characters are not in {campaign.csv.encoding} and became '?'"
         message = "; ".join(text for text in (note, lost if mailing.replaced else "") if text)
         return dataclass_replace(base, verdict=Verdict.DELIVERED, message=message)
@@ -2737,7 +2813,7 @@ class Courier:
 
         Certain is: every rename of this entry was answered by a refusal, and the temp still stands there.
         """
-        self.ledger.update(entry.id, state=State.PUBLISHING)
+        self.dispatch.begin_publishing(entry)
         try:
             self.drops.rename(entry.last_temp, entry.final)
         except DeliveryError as error:
@@ -2759,8 +2835,27 @@ class Courier:
         except DeliveryError as error:
             if error.down or error.fatal:
                 raise
-            in_doubt = self._entry(entry.id).state is State.PUBLISHING
+            in_doubt = self.ledger.entry(entry.id).state is State.PUBLISHING
             return error, in_doubt and self._withdraw(entry)
+
+    def _settle_leftover(self, entry: Entry, campaign: Campaign | None) -> bool:
+        """Settle a rename that an earlier run left in doubt; False if it stays so."""
+        self._unanswered.add(entry.id)
+        late = self.dispatch.too_late(entry, campaign)
+        try:
+            error, published = self._settle(entry, lambda: late)
+            told = "delivered" if published else f"not published: {late or error}"
+        except DeliveryError as unknown:
+            if unknown.down or unknown.fatal:
+                raise
+            if entry.slot == self.dispatch.slot or unknown.message != WITHDRAWN:
+                log.error("%s: %s stays in doubt: %s", entry.campaign, entry.file, unknown.message)
+                return False
+            told, published = unknown.message, False
+        log.warning("%s: %s was in doubt: %s", entry.campaign, entry.file, told)
+        state = State.DELIVERED if published else State.FAILED
+        self.ledger.update(entry.id, state=state, message="" if published else told, pickup="")
+        return True
 
     def _look(self, entry: Entry, late: str) -> bool:
         """Whether the mailing was published.
@@ -2773,7 +2868,7 @@ class Courier:
         if temp_size is None:
             if final_size not in (None, entry.size_bytes):
                 log.warning("%s: %s has %s bytes, not ours", entry.campaign, entry.final, final_size)
-            elif final_size is None and self._entry(entry.id).pickup == WITHDRAWN:
+            elif final_size is None and self.ledger.entry(entry.id).pickup == WITHDRAWN:
                 raise DeliveryError(WITHDRAWN, IN_DOUBT)
             return True
         if final_size == entry.size_bytes:
@@ -2786,7 +2881,7 @@ class Courier:
 
     def _withdraw(self, entry: Entry) -> bool:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
-        again = self._entry(entry.id).pickup == WITHDRAWN
+        again = self.ledger.entry(entry.id).pickup == WITHDRAWN
         self.ledger.update(entry.id, pickup=WITHDRAWN)  # or a lost reply would look as if the dialer had taken it
         try:
             removed = self.drops.remove(entry.last_temp)
@@ -2803,17 +2898,17 @@ class Courier:
 
     def _note_temp(self, entry_id: int, temp: PurePosixPath) -> None:
         """On the ledger before it is on the server, so that a killed run's temp is found and removed."""
-        temps = self._temps.setdefault(entry_id, [])
+        temps = self.dispatch.temps.setdefault(entry_id, [])
         temps.append(str(temp))
         self.ledger.update(entry_id, temp="\n".join(temps))
 
-    def _drop_temps(self, entry_id: int) -> None:
-        """Remove an entry's temps, now or, while the server is out of reach, at the end or in the next run."""
+    def _drop_temps(self, entry_id: int, *, at_the_end: bool = False) -> None:
+        """Remove an entry's temps, now, at the run's end or, while the server is out of reach, in the next run."""
         try:
-            if not self.drops.down:
-                for temp in self._temps.get(entry_id, []):
+            if not self.dispatch.down and (at_the_end or not self.deadline.ended):
+                for temp in self.dispatch.temps.get(entry_id, []):
                     self.drops.remove(PurePosixPath(temp))
-                self._temps.pop(entry_id, None)
+                self.dispatch.temps.pop(entry_id, None)
                 self.ledger.update(entry_id, temp="")
         except PipelineError as error:
             log.warning("a temp file stays on the server until the next run: %s", error.message)
@@ -2835,7 +2930,7 @@ class Courier:
             code = ExitCode.PARTIAL if pickup == REFUSED_PICKUP else ExitCode.OK
             outcome = dataclass_replace(outcome, pickup=pickup, message=pickup, hint=hint, exit_code=code)
             log.error("%s: %s: %s", outcome.campaign, outcome.file, pickup)
-        self.outcomes[outcome.campaign] = outcome
+        self.dispatch.outcomes[outcome.campaign] = outcome
         try:
             for entry in self.ledger.entries("file = ? AND state = 'delivered'", outcome.file):
                 self.ledger.update(entry.id, pickup=pickup)
@@ -2857,7 +2952,7 @@ PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
 
 
 class Superseded(Exception):
-    """The export that was being followed began anew."""
+    """The export that was being followed began anew, or others are to go first."""
 
 
 @contextlib.contextmanager
@@ -2900,8 +2995,8 @@ def exporting(exports: Sequence[Export], settings: Settings, deadline: Deadline)
 
 
 @contextlib.contextmanager
-def watchdog(deadline: Deadline, disconnect: Callable[[], None]) -> Iterator[None]:
-    """End a hung run: at the deadline break the SFTP connection, STOP_GRACE_S later the process.
+def watchdog(deadline: Deadline, *sessions: DropFolders) -> Iterator[None]:
+    """End a hung run: at the deadline break its SFTP connections, STOP_GRACE_S later the process.
 
     Every wait of the program has an end of its own; this is for the waits of others (a driver, a library, a disk).
     """
@@ -2913,7 +3008,8 @@ def watchdog(deadline: Deadline, disconnect: Callable[[], None]) -> Iterator[Non
                 continue
             log.error("the run's deadline has passed: ending it")
             deadline.stop(f"the run's deadline of {deadline.seconds / 60:g} minutes has passed")
-            disconnect()
+            for session in sessions:
+                session.close()
             if not over.wait(STOP_GRACE_S):
                 log.critical("exit code 4: the run did not end by itself %d s after its deadline", STOP_GRACE_S)
                 logging.shutdown()
@@ -2952,46 +3048,66 @@ def run(
     who = f"process {os.getpid()}, started {deadline.start:%Y-%m-%d %H:%M:%S}"
     who += " by the Task Scheduler" if options.scheduled else " by hand"
     wait_s = deadline.left_s() if options.scheduled else 0
-    drops = DropFolders(settings)
+    first, second = DropFolders(settings), DropFolders(settings)
     with (
         only_run(settings.output / "run.lock", who, clock, wait_s),
         contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger,
-        contextlib.closing(drops),
-        watchdog(deadline, drops.close),
+        contextlib.closing(first),
+        contextlib.closing(second),
+        watchdog(deadline, first, second),
     ):
-        courier = Courier(settings, options, deadline, ledger, drops)
+        dispatch = Dispatch(settings, options, deadline, ledger)
+        courier, assistant = Courier(dispatch, first), Courier(dispatch, second)
         remove_old_files(settings, ledger, clock)
         chosen = choose(campaigns, options.only)
         try:
             courier.settle_leftovers({campaign.name: campaign for campaign in campaigns})
         except DeliveryError as error:
-            drops.down = error  # nothing can be delivered: no query runs
-        due = courier.due(chosen)
+            dispatch.down = error  # nothing can be delivered: no query runs
+        due = dispatch.due(chosen)
         exports = new_exports(due, settings.output, deadline.start, ledger.knows_file)
         for export in exports:
-            courier.expect(export)
+            dispatch.expect(export)
         with (
-            exporting([] if drops.down else exports, settings, deadline),
-            live_progress(console, exports, settings.language, courier),
+            exporting([] if dispatch.down else exports, settings, deadline),
+            live_progress(console, exports, settings.language, dispatch),
         ):
-            deliver_all(courier, deadline)
+            deliver_all(dispatch, courier, assistant)
         seconds = (clock.now() - deadline.start).total_seconds()
-        outcomes = tuple(courier.outcomes[campaign.name] for campaign in chosen)
-        return Report(courier.slot, deadline.start, seconds, outcomes)
+        outcomes = tuple(dispatch.outcomes[campaign.name] for campaign in chosen)
+        return Report(dispatch.slot, deadline.start, seconds, outcomes)
 
 
-def deliver_all(courier: Courier, deadline: Deadline) -> None:
+def deliver_all(dispatch: Dispatch, courier: Courier, assistant: Courier) -> None:
     """Every expected mailing to its outcome, also when the run is stopped by its deadline or by Ctrl+C."""
     error: PipelineError | None = None
     try:
-        courier.work()
+        courier.work(assistant)
         courier.watch_pickups()
     except Stopped as found:
         error = found
     except KeyboardInterrupt:
-        error = Stopped("stopped by the operator", "start the program again; it sends only what is missing")
-        deadline.stop(error.message)
+        error = Stopped(BY_OPERATOR, "start the program again; it sends only what is missing")
+        dispatch.deadline.stop(error.message)
     courier.finish(error)
+
+
+@contextlib.contextmanager
+def assistance(assistant: Courier) -> Iterator[None]:
+    """A second courier at work until the block ends; then it may end a rename that is under way, and no more."""
+    over = threading.Event()
+    thread = threading.Thread(target=assistant.assist, args=(over,), name="assistant", daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        assistant.deadline.stop(BY_OPERATOR)
+        raise
+    finally:
+        over.set()
+        thread.join(ASSIST_GRACE_S)
+        assistant.drops.close()
+        thread.join(ASSIST_GRACE_S)
 
 
 def rehearse(
@@ -3008,11 +3124,7 @@ def rehearse(
         with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
             past = {campaign.name: ledger.past_rows(campaign.name) for campaign in campaigns}
     outcomes = []
-    with (
-        watchdog(deadline, lambda: None),
-        exporting(exports, settings, deadline),
-        live_progress(console, exports, settings.language),
-    ):
+    with watchdog(deadline), exporting(exports, settings, deadline), live_progress(console, exports, settings.language):
         for export in exports:
             with export.changed:
                 while not export.done:
@@ -3101,7 +3213,7 @@ def check(settings: Settings, campaigns: Sequence[Campaign], clock: Clock) -> li
     found = [Finding("settings and queries", f"{len(campaigns)} campaigns")]
     found.append(finding("ledger", lambda: Ledger(settings.ledger_path, clock).close()))
     database, drops = Database(settings, deadline), DropFolders(settings)
-    with contextlib.closing(database), contextlib.closing(drops), watchdog(deadline, drops.close):
+    with contextlib.closing(database), contextlib.closing(drops), watchdog(deadline, drops):
         found.append(finding("database login", database.open))
         for campaign in campaigns if not found[-1].exit_code else ():
             found.append(finding(f"query {campaign.source}", functools.partial(check_query, database, campaign)))
@@ -4161,7 +4273,7 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock)
     except PipelineError as found:
         fault = found
     except KeyboardInterrupt:
-        fault = Stopped("stopped by the operator")
+        fault = Stopped(BY_OPERATOR)
     except Exception as found:
         fault = bug(found)
     settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)

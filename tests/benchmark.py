@@ -767,9 +767,19 @@ KINDS = ("start-up", "query", "treatment", "writing", "upload", "waiting", "othe
 PURPOSES = {
     "start-up": ("<module>", "load_", "parse_", "parser", "libpq_options", "open_log", "make_console"),
     "query": ("Session.", "Database."),
-    "treatment": ("looks_tidy", "to_frame", "texts", "clean_phones", "key_hashes", "SeenKeys.", "merged", "Treatment."),
+    "treatment": (
+        "looks_tidy",
+        "to_frame",
+        "texts",
+        "clean_phones",
+        "key_hashes",
+        "SeenKeys.",
+        "merged",
+        "Treatment.",
+        "with_reason",
+    ),
     "writing": ("to_csv", "quoted", "header_line", "encoded", "LocalFile.", "Ledger.", "Export._write"),
-    "upload": ("DropFolders.", "Export.read", "Courier."),
+    "upload": ("DropFolders.", "Export.read", "Courier.", "Dispatch."),
 }
 SAMPLE_S = 0.005
 

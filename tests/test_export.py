@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -589,6 +591,23 @@ def test_what_the_server_says_at_the_end_is_told_also_after_many_rows(stage: Sta
             sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailing_pipeline'"
             stage.execute(sql)
             time.sleep(0.3)
+    session.close()
+
+
+@pytest.mark.parametrize("then", ["run", "columns"])
+def test_a_connection_that_ended_unnoticed_is_an_error_that_can_be_tried_again(stage: Stage, then: str) -> None:
+    """What libpq has already seen the end of takes no further statement."""
+    settings = load_settings(stage.config, {}, sends=False, knows_host=False)
+    session = Database(settings, Deadline(Clock(), 5)).connect()
+    stage.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailing_pipeline'")
+    for _ in range(2):  # the server's last words, then the end
+        time.sleep(0.3)
+        with contextlib.suppress(psycopg.OperationalError):
+            session.pgconn.consume_input()
+    campaign = parse_campaign("10_a.sql", "SELECT 1 AS n", settings)
+    with pytest.raises(DatabaseError, match=r"10_a\.sql: the connection to the database was lost") as caught:
+        session.run("ROLLBACK", "10_a.sql") if then == "run" else session.columns(campaign)
+    assert caught.value.retries is None
     session.close()
 
 

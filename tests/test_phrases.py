@@ -27,7 +27,7 @@ ELSEWHERE = {
     "Treatment.apply": "the reason column of …_rejected.csv is data",
     "Report.totals": "goes to the log, which is English",
     "open_log": "the log's own format",
-    "Courier._conclude": "the log's line on a campaign",
+    "Dispatch.conclude": "the log's line on a campaign",
 }
 CONSTANTS = {"PORTUGUESE", "PAGE_STYLE", "PAGE_SCRIPT", "LEDGER_SQL", "SQL_TOKEN"}
 SQL = re.compile(

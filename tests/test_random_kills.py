@@ -234,7 +234,7 @@ def test_random_kills_at_random_moments(rig: Rig) -> None:
             for line in (database, sftp):
                 slow_down(line, chance)
             with rig.dialer():
-                program = rig.start("--scheduled")
+                program = rig.start("--scheduled", constants={"ASSIST_AFTER_S": chance.choice([0, 1])})
                 hit(Scene(rig, program, database, sftp), chance.choice(KINDS), chance, figures)
                 program.wait(60)
                 figures.programs += 1
@@ -283,7 +283,7 @@ def test_random_faults_of_the_server(rig: Rig) -> None:
     """38 to 56, several at once and after each other, and kill -9 among them."""
     figures, start = Figures(SEED), time.monotonic()
     print(f"RANDOM_KILLS_SEED={SEED}")
-    impatient = {"CONNECT_TIMEOUT_S": 2, "SFTP_TIMEOUT_S": 0.6}
+    impatient = {"CONNECT_TIMEOUT_S": 2, "SFTP_TIMEOUT_S": 0.6, "ASSIST_AFTER_S": 0}
     with rig.faulty_server() as server:
         for number in range(FAULTY_ROUNDS):
             seed = SEED + number
@@ -320,8 +320,9 @@ def test_random_faults_of_the_server(rig: Rig) -> None:
 
 
 def clear(rig: Rig) -> None:
-    """The end of a round: what it wrote is looked through for canaries, and removed."""
+    """The end of a round: what it wrote is looked through for canaries and bugs, and removed."""
     assert rig.leaks() == []
+    assert "a bug" not in rig.log(), rig.log()
     rig.close()
     rig._started.clear()
     forget_what_was_written(rig)

@@ -144,6 +144,18 @@ def bug_in_delivery(campaign: str) -> None:
     mailing_pipeline.Courier._verify = fail  # type: ignore[method-assign]
 
 
+def bug_in_assistant(_: bool) -> None:
+    """An error that nobody foresaw, in the second courier's own loop."""
+    real = mailing_pipeline.Dispatch.take
+
+    def fail(dispatch: Any, follows: bool) -> Any:
+        if threading.current_thread().name == "assistant":
+            raise RuntimeError("119" + str(80000001))
+        return real(dispatch, follows)
+
+    mailing_pipeline.Dispatch.take = fail  # type: ignore[method-assign]
+
+
 def file_size_limit(size_bytes: int) -> None:
     """No file may grow beyond this: the kernel refuses the write, as a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -154,6 +166,7 @@ SEAMS: dict[str, Callable[[Any], None]] = {
     "log_fills_up": log_fills_up,
     "bug": bug,
     "bug_in_delivery": bug_in_delivery,
+    "bug_in_assistant": bug_in_assistant,
     "file_size_limit": file_size_limit,
     "impatient_ledger": impatient_ledger,
     "target_held_open": target_held_open,
