@@ -59,8 +59,9 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
@@ -1783,6 +1784,19 @@ def sftp_error(error: Exception, doing: str) -> tuple[DeliveryError, bool]:
     return DeliveryError(f"{doing}: {told}", rule.hint, retries=rule.retries, fatal=rule.fatal, down=dead), dead
 
 
+class DictionaryKeepingCompressor:
+    """paramiko's own forgets what it has seen after every packet of 32 KB (Z_FULL_FLUSH): a tenth more to send.
+
+    RFC 4253, 6.2, asks for a partial flush.
+    """
+
+    def __init__(self) -> None:
+        self._zlib = zlib.compressobj()
+
+    def __call__(self, data: bytes) -> bytes:
+        return self._zlib.compress(data) + self._zlib.flush(zlib.Z_PARTIAL_FLUSH)
+
+
 class DropFolders:
     """The SFTP server's folders over one session, dialled by its first use and again after a broken connection.
 
@@ -1920,6 +1934,10 @@ class DropFolders:
         self._transport = transport = paramiko.Transport(sock)
         transport.banner_timeout = transport.auth_timeout = CONNECT_TIMEOUT_S
         transport.use_compression(settings.sftp_compress)
+        if settings.sftp_compress:
+            known = transport._compression_info  # type: ignore[attr-defined]
+            ours = dict.fromkeys(("zlib", "zlib@openssh.com"), (DictionaryKeepingCompressor, known["zlib"][1]))
+            transport._compression_info = known | ours  # type: ignore[attr-defined]
         security = transport.get_security_options()
         security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)  # GCM spares the separate MAC
         transport.start_client(timeout=CONNECT_TIMEOUT_S)  # returns silently after its timeout
@@ -2067,8 +2085,8 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=FULL")
             sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
             is_new = not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mailings'").fetchone()
-            mailings = sorted(other for other in path.parent.iterdir() if other.suffix.lower() in MAILING_ENDINGS)
-            if is_new and mailings:
+            files = sorted(path.parent.iterdir()) if is_new else []
+            if mailings := [file for file in files if file.suffix.lower() in MAILING_ENDINGS]:
                 raise SettingsFault(
                     f"{path}: the ledger is gone, but {path.parent} holds mailings ({mailings[0].name} …): what this "
                     "slot has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
@@ -2389,10 +2407,19 @@ def live_progress(
 
 PICKUP_POLL_S = 2
 FOLLOW_BYTES = 1 << 20  # an upload begins beside the export once so much is there; a small mailing is sent when whole
-ASSIST_AFTER_S = 1  # a second SFTP session is worth its login once whole mailings have been waiting for so long
+# A second SFTP session is worth its login once whole mailings have been waiting for so long, or at once where the first
+# login took longer than FAR_S: the round trips are what it hides, 8 for a mailing and 14 for a login.
+ASSIST_AFTER_S, FAR_S = 1, 0.4
 ASSIST_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 BY_OPERATOR = "stopped by the operator"
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
+WITHDRAWN = "not known whether it was picked up: it was being withdrawn when the connection failed"
+IN_DOUBT = "the next run looks whether the dialer got it, and never sends it twice"
+PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
+
+
+class Superseded(Exception):
+    """The export that was being followed began anew, or others are to go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -2451,7 +2478,7 @@ class Dispatch:
         self.temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
         self.down: PipelineError | None = None  # the SFTP stage, once a whole retry budget was spent on it
         self.alone = False  # the server lets nobody in twice
-        self.guard, self._over = threading.RLock(), False
+        self.guard, self._over, self._line = threading.RLock(), False, threading.Lock()
         self._pending: list[Export] = []
         self._taken: set[Export] = set()  # those among them that a courier has in hand
 
@@ -2498,9 +2525,9 @@ class Dispatch:
             log.warning("%s: sent again on request (--resend)", campaign.name)
 
     @property
-    def unfinished(self) -> bool:
-        """Whether a courier has anything to do, or may have; not while the server is down."""
-        return bool(self._pending) and not self.down
+    def left(self) -> int:
+        """How many mailings are still to be delivered; none while the server is down."""
+        return 0 if self.down else len(self._pending)
 
     def whole(self) -> list[Export]:
         """The mailings that are done and that no courier has in hand."""
@@ -2521,6 +2548,19 @@ class Dispatch:
         """Its export began anew while it was followed, or others are to go first."""
         with self.guard:
             self._taken.discard(export)
+
+    @contextlib.contextmanager
+    def line(self) -> Iterator[None]:
+        """The line to the server, for one whole mailing at a time. Raises Stopped.
+
+        Two that share it would be published later, both, and then wait for the server's answers at the same time.
+        """
+        while not self._line.acquire(timeout=0.5):
+            self.deadline.check()
+        try:
+            yield
+        finally:
+            self._line.release()
 
     def wait(self) -> None:
         """A fifth of a second, or until something happens to the mailings."""
@@ -2622,43 +2662,45 @@ class Courier:
 
     def work(self, assistant: Courier) -> None:
         """Deliver every expected mailing; returns when each has its outcome. Raises Stopped at the run's end."""
-        dispatch = self.dispatch
-        if dispatch.unfinished:
+        dispatch, clock = self.dispatch, self.deadline.clock
+        began_s = clock.steady_s()
+        if dispatch.left:
             try:
                 self._retry(self.drops.connect, "SFTP")  # while the queries run
             except DeliveryError as error:
                 dispatch.down = error
-        with assistance(assistant):  # now that a login has succeeded
-            while dispatch.unfinished:
+        is_far = clock.steady_s() - began_s > FAR_S
+        with assistance(assistant, 0 if is_far else ASSIST_AFTER_S):  # now that a login has succeeded
+            while dispatch.left:
                 if export := dispatch.take(follows=not dispatch.alone):
-                    self._deliver(export)
+                    self._deliver(export, self._attempt)
                 else:
                     dispatch.wait()
                 self.deadline.check()
 
-    def assist(self, over: threading.Event) -> None:
-        """Deliver whole mailings beside the first courier, once one has waited for ASSIST_AFTER_S, until over is set.
+    def assist(self, over: threading.Event, patience_s: float) -> None:
+        """Deliver whole mailings beside the first courier, once one has waited for patience_s, until over is set.
 
         A mailing costs eight round trips on which the link is idle; and while the first courier follows one that grows,
         the whole ones would wait. Raises nothing.
         """
-        dispatch, clock, waits_since_s, ready = self.dispatch, self.deadline.clock, 0.0, False
+        dispatch, clock, ready, waits_since_s = self.dispatch, self.deadline.clock, False, 0.0
         try:
-            while not over.is_set() and dispatch.unfinished:
-                waits_since_s = (waits_since_s or clock.steady_s()) if dispatch.whole() else 0.0
-                if not ready and waits_since_s and clock.steady_s() - waits_since_s > ASSIST_AFTER_S:
+            while not over.is_set() and not dispatch.alone and dispatch.left > 1:
+                now_s = clock.steady_s()
+                waits_since_s = (waits_since_s or now_s) if dispatch.whole() else 0.0
+                if not ready and (not patience_s or (waits_since_s and now_s - waits_since_s > patience_s)):
                     self.drops.connect()
                     ready = True
                 if ready and (export := dispatch.take(follows=False)):
-                    self._deliver(export)
+                    self._deliver(export, self._spare_attempt)
                 else:
                     dispatch.wait()
                 self.deadline.check()
         except HostKeyChanged as error:
             dispatch.down = error
-        except DeliveryError as error:  # of the login
-            dispatch.alone = True
-            log.warning("mailings are sent one after the other, the server lets nobody in twice: %s", error.message)
+        except DeliveryError as error:
+            self._leave(error)
         except Stopped:
             pass  # the first courier says so
         except Exception as error:
@@ -2688,13 +2730,18 @@ class Courier:
         for entry_id in list(self.dispatch.temps):
             self._drop_temps(entry_id, at_the_end=True)
 
+    def _leave(self, error: DeliveryError) -> None:
+        """Trouble of the second session is no trouble: the first one does it all."""
+        self.dispatch.alone = True
+        log.warning("from now on mailings are sent over one session: %s", error.message)
+
     def _retry(self, action: Callable[[], T], who: str) -> T:
         return retry(action, self.settings.retry_policy, self.deadline, who)
 
-    def _deliver(self, export: Export) -> None:
+    def _deliver(self, export: Export, attempt: Callable[[Export], Outcome | None]) -> None:
         """Bring one mailing to its outcome, unless it is to be taken up again: then it stays pending."""
         try:
-            outcome = self._retry(lambda: self._attempt(export), export.campaign.name)
+            outcome = self._retry(lambda: attempt(export), export.campaign.name)
         except PipelineError as error:
             if isinstance(error, DeliveryError) and (error.down or error.fatal):
                 self.dispatch.down = error
@@ -2710,6 +2757,16 @@ class Courier:
         with export.changed:
             export.changed.notify_all()
 
+    def _spare_attempt(self, export: Export) -> Outcome | None:
+        """The second session's: when that is lost it does not dial again, as some servers end the older session."""
+        try:
+            return self._attempt(export)
+        except DeliveryError as error:
+            if not error.down:
+                raise
+            self._leave(error)
+            return None
+
     def _attempt(self, export: Export) -> Outcome | None:
         """One try: upload under a temp name, ask the guards, check, publish. None if it is to be taken up again."""
         if export.done and (outcome := self.dispatch.refusal(export)):
@@ -2722,13 +2779,15 @@ class Courier:
         temp = (self.settings.sftp_staging_dir or folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
         self._note_temp(export.entry_id, temp)
         try:
-            sent = self.drops.send(temp, self._follow(export))
+            with contextlib.closing(self._follow(export)) as chunks:
+                sent = self.drops.send(temp, chunks)
             outcome = self.dispatch.refusal(export)
             if not outcome:
                 self._verify(export, temp, sent)
                 note = self._previous_not_taken(export.campaign)
         except BaseException as error:
-            self._drop_temps(export.entry_id)
+            if not (isinstance(error, DeliveryError) and error.down):  # else at the run's end
+                self._drop_temps(export.entry_id)
             if isinstance(error, Superseded):
                 return None
             raise
@@ -2737,26 +2796,27 @@ class Courier:
             return outcome
         return self._publish(export, note)
 
-    def _follow(self, export: Export) -> Iterator[bytes]:
+    def _follow(self, export: Export) -> Generator[bytes]:
         """The mailing's bytes as they reach the local disk."""
         attempt, offset = export.attempt, 0
-        while True:
-            self.deadline.check()
-            done = export.done
-            if not done and self.dispatch.alone and self.dispatch.whole():
-                raise Superseded  # nobody else could take them meanwhile
-            chunk = export.read(attempt, offset, CHUNK_BYTES)
-            if chunk is None:
-                raise Superseded
-            if chunk:
-                offset += len(chunk)
-                self.dispatch.sent[export.campaign.name] = offset
-                yield chunk
-            elif done:
-                return
-            else:
-                with export.changed:
-                    export.changed.wait(0.2)
+        with self.dispatch.line() if export.done else contextlib.nullcontext():
+            while True:
+                self.deadline.check()
+                done = export.done
+                if not done and self.dispatch.alone and self.dispatch.whole():
+                    raise Superseded  # nobody else could take them meanwhile
+                chunk = export.read(attempt, offset, CHUNK_BYTES)
+                if chunk is None:
+                    raise Superseded
+                if chunk:
+                    offset += len(chunk)
+                    self.dispatch.sent[export.campaign.name] = offset
+                    yield chunk
+                elif done:
+                    return
+                else:
+                    with export.changed:
+                        export.changed.wait(0.2)
 
     def _verify(self, export: Export, temp: PurePosixPath, sent: int) -> None:
         """Step 5's second half: the whole mailing was sent; with SFTP_VERIFY=hash it is read back."""
@@ -2946,15 +3006,6 @@ class Courier:
         return f"the dialer has not taken the previous mailing {last[0].file}"
 
 
-WITHDRAWN = "not known whether it was picked up: it was being withdrawn when the connection failed"
-IN_DOUBT = "the next run looks whether the dialer got it, and never sends it twice"
-PICKED_UP, REFUSED_PICKUP = "picked up at ", "refused by the dialer"
-
-
-class Superseded(Exception):
-    """The export that was being followed began anew, or others are to go first."""
-
-
 @contextlib.contextmanager
 def exporting(exports: Sequence[Export], settings: Settings, deadline: Deadline) -> Iterator[None]:
     """Fill the exports in the background, QUERY_WORKERS at a time, started in order; stopped when the block ends."""
@@ -3093,10 +3144,10 @@ def deliver_all(dispatch: Dispatch, courier: Courier, assistant: Courier) -> Non
 
 
 @contextlib.contextmanager
-def assistance(assistant: Courier) -> Iterator[None]:
+def assistance(assistant: Courier, patience_s: float) -> Iterator[None]:
     """A second courier at work until the block ends; then it may end a rename that is under way, and no more."""
     over = threading.Event()
-    thread = threading.Thread(target=assistant.assist, args=(over,), name="assistant", daemon=True)
+    thread = threading.Thread(target=assistant.assist, args=(over, patience_s), name="assistant", daemon=True)
     thread.start()
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -19,11 +20,21 @@ import psycopg.errors
 import pytest
 from cryptography.hazmat.primitives import serialization
 from local_servers import FolderFiles, FolderHandle, ParamikoServer, SftpServer, free_port
+from paramiko.compress import ZlibCompressor, ZlibDecompressor
 from rig.proxy import Proxy
 from stage import NOON, FakeClock, Result, Stage, forbidden
 
 import mailing_pipeline
-from mailing_pipeline import Deadline, PipelineError, RetryPolicy, connect_error, query_error, retry, sftp_error
+from mailing_pipeline import (
+    Deadline,
+    DictionaryKeepingCompressor,
+    PipelineError,
+    RetryPolicy,
+    connect_error,
+    query_error,
+    retry,
+    sftp_error,
+)
 
 CANARY = "s3cret-Canary"
 ONE = "SELECT 1 AS n"
@@ -430,6 +441,29 @@ def test_with_verify_hash_good_files_are_delivered(stage: Stage) -> None:
     stage.settings(SFTP_VERIFY="hash")
     stage.query("10_a", "SELECT telefone FROM contatos")
     assert stage.deliver().verdicts == {"a": "delivered"}
+
+
+def test_compression_remembers_earlier_packets_and_loses_nothing() -> None:
+    chance = random.Random(1)
+    words = ["".join(chance.choices("aeiourstmn", k=12)) for _ in range(1000)]
+    lines = [f"1198{chance.randrange(10**7):07};{' '.join(chance.choices(words, k=3))}\r\n" for _ in range(20_000)]
+    packets = ["".join(lines[at : at + 800]).encode() for at in range(0, len(lines), 800)]
+    ours, paramikos, unpack = DictionaryKeepingCompressor(), ZlibCompressor(), ZlibDecompressor()
+    sizes = [0, 0]
+    for packet in packets:
+        sent = ours(packet)
+        assert unpack(sent) == packet  # each packet whole, at once
+        sizes[0] += len(sent)
+        sizes[1] += len(paramikos(packet))
+    assert sizes[0] < 0.95 * sizes[1]
+
+
+def test_a_server_that_does_not_compress_is_served_without(stage: Stage, tmp_path: Path) -> None:
+    with ParamikoServer(tmp_path / "sftp") as server:
+        stage.use(server)
+        stage.settings(SFTP_COMPRESS="yes")
+        stage.query("10_a", ONE)
+        assert stage.deliver().verdicts == {"a": "delivered"}
 
 
 @pytest.mark.parametrize(("compress", "passes"), [("yes", True), ("no", False)])

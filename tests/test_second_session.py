@@ -20,7 +20,7 @@ LINE_BYTES_PER_S = 150_000
 
 
 def second_login(rig: Rig) -> int:
-    return rig.log().count("lets nobody in twice")
+    return rig.log().count("over one session")
 
 
 def test_mailings_that_wait_for_a_slow_line_get_a_second_session(rig: Rig) -> None:
@@ -31,6 +31,16 @@ def test_mailings_that_wait_for_a_slow_line_get_a_second_session(rig: Rig) -> No
         rig.delivered(*NAMES)
         assert line.accepted == 2
         assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize(("delay_s", "logins"), [(0.05, 2), (0, 1)])
+def test_a_far_server_gets_its_second_session_at_once(rig: Rig, delay_s: float, logins: int) -> None:
+    rig.campaigns(*NAMES)
+    with rig.sftp_line() as line, rig.dialer():
+        line.delay(delay_s)
+        assert rig.run(constants=SOON | {"ASSIST_AFTER_S": 60}).code == 0
+        rig.delivered(*NAMES)
+        assert line.accepted == logins
 
 
 def test_what_nobody_waits_for_costs_no_second_login(rig: Rig) -> None:
@@ -52,6 +62,18 @@ def test_a_server_that_lets_nobody_in_twice_gets_one_mailing_after_the_other(rig
         rig.delivered(*NAMES)
         assert second_login(rig) == 1
         assert server.passwords_seen == 2
+
+
+def test_a_server_that_ends_the_older_session_of_a_user_is_served_over_one(rig: Rig) -> None:
+    rig.campaigns(*NAMES, rows=ROWS)
+    with rig.faulty_server() as server, rig.sftp_line() as line, rig.dialer():
+        line.limit(LINE_BYTES_PER_S, "up")
+        server.commits("password", "end the older", ALWAYS)
+        assert rig.run(constants=SOON).code == 0
+        rig.delivered(*NAMES)
+        assert second_login(rig) == 1
+        assert server.passwords_seen == 3
+        assert rig.leftovers() == []
 
 
 def test_without_a_second_session_no_whole_mailing_waits_for_one_that_grows(rig: Rig) -> None:

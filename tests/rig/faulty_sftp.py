@@ -102,7 +102,7 @@ class FaultyServer(local_servers.ParamikoServer):
 
     def commits(self, request: str, does: Any, times: int = 1, path: str = "", at_byte: int | None = None) -> None:
         """From now on. Besides SFTP requests, `request` may be password, key, session, subsystem or
-        init; a login's faults are refuse, cut, hang up and hang."""
+        init; a login's faults are refuse, cut, hang up, hang and end the older."""
         self.faults.append(Fault(request, does, times, path, at_byte))
 
     def recovers(self) -> None:
@@ -120,10 +120,10 @@ class FaultyServer(local_servers.ParamikoServer):
             self.handled.notify_all()
             return found
 
-    def cut_sockets(self) -> None:
-        """Reset every connection, also from within one of their own threads."""
+    def cut_sockets(self, but: int = 0) -> None:
+        """Reset every connection but the latest so many, also from within one of their own threads."""
         with self._guard:
-            transports = list(self._transports)
+            transports = self._transports[: len(self._transports) - but]
         for transport in transports:
             reset(transport.sock)  # type: ignore[arg-type]
 
@@ -197,6 +197,9 @@ class FaultyLogin(local_servers._Login):
             server.over.wait()
         elif fault.does == "cut":
             server.cut_sockets()
+        elif fault.does == "end the older":
+            server.cut_sockets(but=1)
+            return good
         elif fault.does == "hang up":
             server.hang_up()
         return refused
