@@ -1805,6 +1805,7 @@ class DropFolders:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.round_trip_s = 0.0  # about, as the last login saw it
         self._long_writes = True  # until a server has failed at one
         self._transport: paramiko.Transport | None = None
         self._client: paramiko.SFTPClient | None = None
@@ -1967,7 +1968,11 @@ class DropFolders:
         try:
             channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
             channel.settimeout(SFTP_TIMEOUT_S)
+            asked_s = time.monotonic()
             channel.invoke_subsystem("sftp")
+            self.round_trip_s = (
+                time.monotonic() - asked_s
+            )  # no other step of a login is one round trip and nothing else
             return paramiko.SFTPClient(channel)
         finally:
             limit.cancel()
@@ -2407,9 +2412,9 @@ def live_progress(
 
 PICKUP_POLL_S = 2
 FOLLOW_BYTES = 1 << 20  # an upload begins beside the export once so much is there; a small mailing is sent when whole
-# A second SFTP session is worth its login once whole mailings have been waiting for so long, or at once where the first
-# login took longer than FAR_S: the round trips are what it hides, 8 for a mailing and 14 for a login.
-ASSIST_AFTER_S, FAR_S = 1, 0.4
+# A second SFTP session is worth its login once whole mailings have been waiting for so long, or at once where a round
+# trip takes longer than FAR_S: a mailing costs eight of them, on which the link is idle.
+ASSIST_AFTER_S, FAR_S = 1, 0.03
 ASSIST_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 BY_OPERATOR = "stopped by the operator"
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
@@ -2662,14 +2667,13 @@ class Courier:
 
     def work(self, assistant: Courier) -> None:
         """Deliver every expected mailing; returns when each has its outcome. Raises Stopped at the run's end."""
-        dispatch, clock = self.dispatch, self.deadline.clock
-        began_s = clock.steady_s()
+        dispatch = self.dispatch
         if dispatch.left:
             try:
                 self._retry(self.drops.connect, "SFTP")  # while the queries run
             except DeliveryError as error:
                 dispatch.down = error
-        is_far = clock.steady_s() - began_s > FAR_S
+        is_far = self.drops.round_trip_s > FAR_S
         with assistance(assistant, 0 if is_far else ASSIST_AFTER_S):  # now that a login has succeeded
             while dispatch.left:
                 if export := dispatch.take(follows=not dispatch.alone):
@@ -2681,8 +2685,7 @@ class Courier:
     def assist(self, over: threading.Event, patience_s: float) -> None:
         """Deliver whole mailings beside the first courier, once one has waited for patience_s, until over is set.
 
-        A mailing costs eight round trips on which the link is idle; and while the first courier follows one that grows,
-        the whole ones would wait. Raises nothing.
+        They would wait for a slow line, or while the first courier follows one that grows. Raises nothing.
         """
         dispatch, clock, ready, waits_since_s = self.dispatch, self.deadline.clock, False, 0.0
         try:
