@@ -4350,6 +4350,8 @@ def main(
         return act(arguments, os.environ if environ is None else environ, clock or Clock())
     except PipelineError as error:
         fault = error
+    except KeyboardInterrupt:  # after the run itself, beside the page or the alerts
+        fault = Stopped(BY_OPERATOR)
     code = fault.exit_code
     lines = [*fault.message.splitlines(), *([f"    -> {fault.hint}"] if fault.hint else [])]
     lines.append(f"exit code {code.value}: {code.meaning}")

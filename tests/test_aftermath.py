@@ -264,6 +264,17 @@ def test_a_mailing_that_the_dialer_refused_needs_a_person(stage: Stage) -> None:
     assert stage.deliver("--only", "b").exit_code == 0
 
 
+def test_ctrl_c_beside_the_page_is_no_traceback(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stage.query("10_a", ONE)
+    monkeypatch.setattr(mailing_pipeline, "aftermath", interrupted)
+    result = stage.deliver()
+    assert result.exit_code == 4 and "stopped by the operator" in result.stderr
+    assert [row["state"] for row in stage.ledger()] == ["delivered"]
+
+
 def test_a_ledger_that_is_taken_while_pickups_are_watched_costs_no_report(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
