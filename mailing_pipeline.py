@@ -1617,7 +1617,7 @@ class Export:
         except Exception as found:
             error = bug(found)
         with self.changed:
-            self.seconds = clock.steady_s() - self.start_s
+            self.seconds = round(clock.steady_s() - self.start_s, 3)
             self.mailing, self.error = mailing, error
             self.changed.notify_all()
 
