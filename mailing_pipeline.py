@@ -1968,11 +1968,9 @@ class DropFolders:
         try:
             channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
             channel.settimeout(SFTP_TIMEOUT_S)
-            asked_s = time.monotonic()
+            asked_s = time.monotonic()  # of all the steps of a login this one is a round trip and nothing else
             channel.invoke_subsystem("sftp")
-            self.round_trip_s = (
-                time.monotonic() - asked_s
-            )  # no other step of a login is one round trip and nothing else
+            self.round_trip_s = time.monotonic() - asked_s
             return paramiko.SFTPClient(channel)
         finally:
             limit.cancel()
@@ -2482,7 +2480,7 @@ class Dispatch:
         self.watched: list[Campaign] = []  # delivered, and the dialer is to take it
         self.temps: dict[int, list[str]] = {}  # entry in the ledger -> temps that may still be on the server
         self.down: PipelineError | None = None  # the SFTP stage, once a whole retry budget was spent on it
-        self.alone = False  # the server lets nobody in twice
+        self.alone = False  # the second session could not be opened, or was lost
         self.guard, self._over, self._line = threading.RLock(), False, threading.Lock()
         self._pending: list[Export] = []
         self._taken: set[Export] = set()  # those among them that a courier has in hand

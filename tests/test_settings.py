@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from stage import Stage
 
+import mailing_pipeline
 from mailing_pipeline import SETTING_FIELDS, Settings, SettingsFault, load_settings
 
 CANARY = "s3cret-Canary"
@@ -315,3 +316,8 @@ def test_of_several_hosts_the_one_that_answers_is_taken(stage: Stage) -> None:
     stage.query("10_a", "SELECT 1 AS um")
     stage.query("20_b", "SELECT 1 AS um")
     assert stage.deliver().verdicts == {"a": "delivered", "b": "delivered"}
+
+
+def test_two_slashes_at_the_beginning_make_no_other_folder() -> None:
+    """POSIX keeps them apart, the SFTP server does not: two campaigns would share one drop folder unseen."""
+    assert mailing_pipeline.remote_path("//entrada/a") == mailing_pipeline.remote_path("/entrada/a")
