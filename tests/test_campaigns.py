@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, time
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -153,7 +154,10 @@ def test_a_misspelt_directive_is_a_fault_and_another_comment_is_not(
     ["-- Owner: Ana, since 2024: all overdue", "-- see https://wiki.example/x", "-- valor::text", "--", "-- no"],
 )
 def test_an_ordinary_comment_is_left_alone(comment: str, settings: Settings) -> None:
-    parse_campaign("10_a.sql", f"{comment}\n\n{comment}\nSELECT 1 AS a -- {comment}\n{comment}", settings)
+    plain = parse_campaign("10_a.sql", "\n\n\nSELECT 1 AS a", settings)
+    found = parse_campaign("10_a.sql", f"{comment}\n\n{comment}\nSELECT 1 AS a -- {comment}\n{comment}", settings)
+    assert (found.select.line, found.select.words) == (plain.select.line, plain.select.words)
+    assert replace(found, select=plain.select) == plain
 
 
 def test_a_directive_below_the_sql_is_a_fault(settings: Settings) -> None:
@@ -162,7 +166,8 @@ def test_a_directive_below_the_sql_is_a_fault(settings: Settings) -> None:
 
 
 def test_a_comment_like_a_directive_inside_the_sql_is_left_alone(settings: Settings) -> None:
-    parse_campaign("10_a.sql", "SELECT 'x\n-- note: 5\n' AS a", settings)
+    found = parse_campaign("10_a.sql", "SELECT 'x\n-- note: 5\n' AS a", settings)
+    assert found.select.text == "SELECT 'x\n-- note: 5\n' AS a"
 
 
 def test_phones_and_unique_must_be_among_the_columns(settings: Settings) -> None:
