@@ -228,10 +228,12 @@ def test_the_first_use_says_that_it_takes_a_while(pc):
 
 
 def test_packages_come_from_the_internet_unless_a_folder_wheels_is_there(pc):
-    pc.call("--check")
+    first = pc.call("--check")
     (pc.folder / "wheels").mkdir()
     (pc.folder / "requirements.txt").write_text("psycopg[binary]>=3.3\n")
-    pc.call("--check")
+    second = pc.call("--check")
+    assert (first.code, second.code) == (0, 0), f"{first.said}\n{second.said}"
+    assert pc.desk.modules() == ["venv", "pip", "venv", "pip"], f"{first.said}\n{second.said}\n{pc.desk.calls}"
     online, offline = (call.arguments for call in pc.desk.calls if call.module == "pip")
     assert "--no-index" not in online
     assert " ".join(offline[2:]).endswith("--no-index --find-links wheels -r requirements.txt")

@@ -2,7 +2,8 @@
  * environment and arguments, then prints and returns what the test answers. Nothing is decided here (see wine.py).
  *
  * Asked, over 127.0.0.1:STANDIN_PORT, as UTF-8 with one item a line: path of this program, directory, PYTHONUTF8, arguments.
- * Answered: the exit code on the first line, then what to print. */
+ * Answered: the exit code on the first line, then what to print. Without an answer the exit code is 250 or 251 and Windows'
+ * error number is printed: silence must never be taken for a 0. */
 #include <winsock2.h>
 #include <windows.h>
 #include <stdio.h>
@@ -14,6 +15,12 @@ static void say(SOCKET desk, const wchar_t *text)
     int length = WideCharToMultiByte(CP_UTF8, 0, text, -1, line, sizeof line - 1, NULL, NULL);
     line[length - 1] = '\n';
     send(desk, line, length, 0);
+}
+
+static int no_answer(const char *call, int code)
+{
+    printf("stand-in: no answer from the test, %s, error %d\n", call, WSAGetLastError());
+    return code;
 }
 
 int wmain(int count, wchar_t **arguments)
@@ -30,8 +37,11 @@ int wmain(int count, wchar_t **arguments)
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons((u_short)atoi(getenv("STANDIN_PORT")));
-    if (connect(desk, (struct sockaddr *)&address, sizeof address))
-        return 250;
+    for (int tries = 1; connect(desk, (struct sockaddr *)&address, sizeof address); tries++) {
+        if (tries == 5)
+            return no_answer("connect", 250);
+        Sleep(200);
+    }
 
     GetModuleFileNameW(NULL, text, 32768);
     say(desk, text);
@@ -47,7 +57,8 @@ int wmain(int count, wchar_t **arguments)
     while ((got = recv(desk, answer + length, sizeof answer - 1 - length, 0)) > 0)
         length += got;
     char *said = strchr(answer, '\n');
-    if (said)
-        fputs(said + 1, stdout);
+    if (!said)
+        return no_answer("recv", 251);
+    fputs(said + 1, stdout);
     return atoi(answer);
 }
