@@ -340,7 +340,7 @@ def base_settings() -> program.Settings:
 def test_the_bytes_of_a_mailing_are_those_of_one_whole_table(
     rows: list[list[str | None]], form: program.CsvFormat, cuts: list[int]
 ) -> None:
-    columns = [f"coluna {number};é" for number in range(len(rows[0]))]
+    columns = [f'coluna {number};"é"' for number in range(len(rows[0]))]
     assert program_csv(rows, columns, form, cuts) == reference_csv(rows, columns, form)
 
 
