@@ -265,6 +265,7 @@ class Deadline:
 
     def __init__(self, clock: Clock, minutes: float) -> None:
         self.clock, self.seconds = clock, minutes * 60
+        self.passed = f"the run's deadline of {minutes:g} minutes has passed"
         self.start, self._steady_start = clock.now(), clock.steady_s()
         self._stop, self._reason = threading.Event(), "the run was stopped"
 
@@ -285,8 +286,7 @@ class Deadline:
             return Stopped(self._reason, "the next run starts afresh; nothing old is sent")
         if self.left_s() > 0:
             return None
-        message = f"the run's deadline of {self.seconds / 60:g} minutes has passed"
-        return Stopped(message, "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
+        return Stopped(self.passed, "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
 
     def check(self) -> None:
         """Raise Stopped if the run must not go on."""
@@ -651,6 +651,11 @@ class Statement:
     line: int
     words: tuple[str, ...]
 
+    @property
+    def command(self) -> str:
+        """Its first word, also inside brackets."""
+        return next((word for word in self.words if word != "("), "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
@@ -795,7 +800,7 @@ def statement_faults(statements: Sequence[Statement]) -> list[str]:
         return ["no SQL statement; the last statement must be the SELECT of the mailing"]
     faults = []
     for statement in statements:
-        first = next((word for word in statement.words if word != "("), "")
+        first = statement.command
         ends = first in ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START")
         if (ends and "TO" not in statement.words[:4]) or statement.words[:2] == ("PREPARE", "TRANSACTION"):
             faults.append(
@@ -805,8 +810,7 @@ def statement_faults(statements: Sequence[Statement]) -> list[str]:
             faults.append(
                 f"line {statement.line}: COPY: remove it and leave the SELECT; the program copies the result itself"
             )
-    last = statements[-1]
-    first = next((word for word in last.words if word != "("), "")
+    last, first = statements[-1], statements[-1].command
     writes = first in ("INSERT", "UPDATE", "DELETE", "MERGE")
     if not faults and first not in ("SELECT", "WITH", "VALUES", "TABLE") and not (writes and "RETURNING" in last.words):
         faults.append(f"line {last.line}: {first or '('}: the last statement must return the mailing's rows (SELECT …)")
@@ -1779,6 +1783,11 @@ SFTP_RULES = (
     Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError", dead=True),
     Rule(r"", TWICE_MORE, DISK, kind="OSError"),
 )
+
+
+def temp_in(folder: PurePosixPath) -> PurePosixPath:
+    """A new temp name in folder, which nobody else will choose."""
+    return folder / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
 
 
 def sftp_error(error: Exception, doing: str) -> tuple[DeliveryError, bool]:
@@ -2783,7 +2792,7 @@ class Courier:
         if self.drops.size(folder / export.path.name) is not None:
             hint = "somebody else puts files there, or the dialer does not take them; nothing was overwritten"
             raise Held(f"{folder / export.path.name} is already there", hint)
-        temp = (self.settings.sftp_staging_dir or folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}"
+        temp = temp_in(self.settings.sftp_staging_dir or folder)
         self._note_temp(export.entry_id, temp)
         try:
             with contextlib.closing(self._follow(export)) as chunks:
@@ -3065,7 +3074,7 @@ def watchdog(deadline: Deadline, *sessions: DropFolders) -> Iterator[None]:
             if deadline.left_s() > 0:
                 continue
             log.error("the run's deadline has passed: ending it")
-            deadline.stop(f"the run's deadline of {deadline.seconds / 60:g} minutes has passed")
+            deadline.stop(deadline.passed)
             for session in sessions:
                 session.close()
             if not over.wait(STOP_GRACE_S):
@@ -3251,10 +3260,7 @@ def check_query(database: Database, campaign: Campaign) -> str:
 def check_folder(drops: DropFolders, folder: PurePosixPath, staging: PurePosixPath | None) -> str:
     """Write, rename and remove a probe, under names that no dialer's pattern matches."""
     drops.check_folder(folder)
-    first, second = (
-        (staging or folder) / f"{TEMP_PREFIX}{secrets.token_hex(4)}",
-        folder / f"{TEMP_PREFIX}{secrets.token_hex(4)}",
-    )
+    first, second = temp_in(staging or folder), temp_in(folder)
     try:
         drops.send(first, [b"probe of mailing_pipeline --check; may be deleted\r\n"])
         drops.rename(first, second)
@@ -3605,11 +3611,16 @@ ALERT_AGAIN = timedelta(hours=4)  # the same trouble is told when it begins, the
 TELL_TIMEOUT_S = 20
 
 
+def is_not_taken(pickup: str) -> bool:
+    """Whether that is the pickup of a mailing that the dialer left or refused."""
+    return pickup.startswith(("not", "refused"))
+
+
 def is_trouble(entry: Entry) -> bool:
     """Whether an entry of the ledger needed a person."""
     if not entry.campaign:
         return entry.state is State.FAILED and entry.file == FAULT
-    return entry.state in (State.HELD, State.FAILED, State.PUBLISHING) or entry.pickup.startswith(("not", "refused"))
+    return entry.state in (State.HELD, State.FAILED, State.PUBLISHING) or is_not_taken(entry.pickup)
 
 
 FAULT = "fault"  # in a run's own entry: it ended before any campaign had an outcome
@@ -3726,7 +3737,7 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, tuple[str, str]]
     """What needs a person after this run (message and hint by campaign), and which campaigns went well."""
     if isinstance(end, PipelineError):
         return {"": (end.message, end.hint)}, []
-    bad = [o for o in end.outcomes if o.exit_code or o.pickup.startswith(("not", "refused"))]
+    bad = [o for o in end.outcomes if o.exit_code or is_not_taken(o.pickup)]
     good = [o.campaign for o in end.outcomes if o not in bad and o.verdict in (Verdict.DELIVERED, Verdict.EMPTY)]
     return {o.campaign: (f"{o.verdict}: {o.message}", o.hint) for o in bad}, ["", *good]
 
