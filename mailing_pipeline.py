@@ -1328,12 +1328,33 @@ def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def texts(cells: pd.Series[str]) -> pa.StringArray:
-    """A column as Arrow's own array: treating it there costs a third of what pandas' methods take for a block."""
+    """A column as Arrow's own array, NULL as the empty text: a third of what pandas' methods would take for a block."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     array = pa.array(cells.array)
-    return pc.cast(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array, pa.string())
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return pc.fill_null(pc.cast(array, pa.string()), "")
+
+
+def flat(cells: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The bytes of all cells in a row, and where each cell begins in them and the last one ends."""
+    import numpy as np
+
+    _, offsets, data = cells.buffers()
+    places = np.frombuffer(offsets, np.int32)[cells.offset : cells.offset + len(cells) + 1]
+    return np.frombuffer(data or b"", np.uint8)[places[0] : places[-1]], places - places[0]
+
+
+def digits_only(cells: pa.StringArray) -> pa.StringArray:
+    """The cells without anything but 0 to 9, in a sixth of the time of a regular expression."""
+    import numpy as np
+    import pyarrow as pa
+
+    data, places = flat(cells)
+    digit = data - np.uint8(ord("0")) <= 9  # what is less than "0" wraps around
+    kept_before = np.concatenate([[0], np.cumsum(digit)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(cells), pa.py_buffer(kept_before[places]), pa.py_buffer(data[digit]))
 
 
 # Anatel, Plano Geral de Códigos Nacionais: the area codes in use.
@@ -1347,11 +1368,10 @@ def clean_phones(cells: pd.Series[str]) -> pd.Series[str]:
     import pandas as pd
     import pyarrow.compute as pc
 
-    phones = pc.fill_null(texts(cells), "")
+    phones = texts(cells)
     others = pc.invert(pc.match_substring_regex(phones, f"^{PHONE}?$"))  # few: looking costs a tenth of cleaning
-    digits = pc.replace_substring_regex(phones.filter(others), r"\D+", "")
-    numbers = pc.struct_field(pc.extract_regex(digits, f"^(?:55)?0?{PHONE}$"), "number")  # null where it does not match
-    phones = pc.replace_with_mask(phones, others, pc.fill_null(numbers, ""))
+    found = pc.extract_regex(digits_only(phones.filter(others)), f"^(?:55)?0?{PHONE}$")  # null where there is none
+    phones = pc.replace_with_mask(phones, others, pc.fill_null(pc.struct_field(found, "number"), ""))
     return pd.Series(pd.arrays.ArrowExtensionArray(phones), index=cells.index)
 
 
@@ -1393,7 +1413,7 @@ class SeenKeys:
         import pandas as pd
         import pyarrow.compute as pc
 
-        joined = pc.binary_join_element_wise(*keys, "\x1f", null_handling="replace", null_replacement="")
+        joined = pc.binary_join_element_wise(*keys, "\x1f")
         hashes = key_hashes(joined)
         order = np.argsort(hashes)  # in order, one look-up finds in the cache what the last one fetched: 5 times faster
         ranked = hashes[order]
@@ -1433,22 +1453,22 @@ class Treatment:
     def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
         """The rows to send; and those rejected as they came, with a last column `reason`, one frame for each reason."""
         import numpy as np
+        import pyarrow as pa
 
-        came, rejected = frame, []
+        came, kept, refused = frame, np.ones(len(frame), bool), {}
         if self.phones:
             frame = frame.copy(deep=False)
             for column in self.phones:
                 frame[column] = clean_phones(frame[column])
-            reachable = np.any([frame[column].array != "" for column in self.phones], axis=0)
-            if not reachable.all():
-                rejected.append(with_reason(came[~reachable], "no valid phone"))
-                came, frame = came[reachable], frame[reachable]
-        if self.unique and not frame.empty:
-            first = self._seen.first([texts(frame[column]) for column in self.unique])
-            if not first.all():
-                rejected.append(with_reason(came[~first], f"duplicate {', '.join(self.unique)}"))
-                frame = frame[first]
-        return frame, rejected
+            kept = np.any([frame[column].array != "" for column in self.phones], axis=0)
+            refused["no valid phone"] = ~kept
+        if self.unique and kept.any():
+            repeated = np.zeros(len(frame), bool)
+            repeated[kept] = ~self._seen.first([texts(frame[column]).filter(pa.array(kept)) for column in self.unique])
+            refused[f"duplicate {', '.join(self.unique)}"] = repeated
+            kept = kept & ~repeated
+        rejected = [with_reason(came[rows], reason) for reason, rows in refused.items() if rows.any()]
+        return frame if kept.all() else frame[kept], rejected
 
 
 def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
@@ -1462,24 +1482,25 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     if frame.empty:
         return b""
     columns = [quoted(texts(cells), form.delimiter, lone=frame.shape[1] == 1) for _, cells in frame.items()]
-    fill = {"null_handling": "replace", "null_replacement": ""}
-    columns[-1] = pc.binary_join_element_wise(columns[-1], form.newline, "", **fill)
-    lines = pc.binary_join_element_wise(*columns, form.delimiter, **fill)
-    text: bytes = lines.buffers()[2].slice(0, pc.sum(pc.binary_length(lines)).as_py()).to_pybytes()
-    return text  # line after line, as Arrow keeps them
+    columns[-1] = pc.binary_join_element_wise(columns[-1], form.newline, "")
+    lines, _ = flat(pc.binary_join_element_wise(*columns, form.delimiter))
+    return lines.tobytes()
 
 
-def quoted(column: pa.Array, delimiter: str, lone: bool) -> pa.Array:
+def quoted(column: pa.StringArray, delimiter: str, lone: bool) -> pa.StringArray:
     """The column with quotes around the cells that need them. A lone empty one does, or its line would be empty."""
+    import numpy as np
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    text = bytes(column.buffers()[2] or b"")  # of all cells; searching it costs a fiftieth of asking each of them
-    if not lone and b'"' not in text and delimiter.encode() not in text:
+    data, places = flat(column)  # looking through all cells at once costs a fifth of asking each of them
+    special = np.flatnonzero((data == ord('"')) | (data == ord(delimiter)))
+    needs = np.diff(places) == 0 if lone else np.zeros(len(column), bool)
+    needs[np.searchsorted(places, special, "right") - 1] = True
+    if not needs.any():
         return column
-    needs = pc.match_substring_regex(column, f'["{re.escape(delimiter)}]')
-    needs = pc.fill_null(pc.or_kleene(needs, pc.equal(column, "")) if lone else needs, lone)
-    doubled = pc.replace_substring(pc.fill_null(column.filter(needs), ""), '"', '""')
-    return pc.replace_with_mask(column, needs, pc.binary_join_element_wise('"', doubled, '"', ""))
+    doubled = pc.replace_substring(column.filter(pa.array(needs)), '"', '""')
+    return pc.replace_with_mask(column, pa.array(needs), pc.binary_join_element_wise('"', doubled, '"', ""))
 
 
 def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:

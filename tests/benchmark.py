@@ -806,6 +806,8 @@ PURPOSES = {
         "looks_tidy",
         "to_frame",
         "texts",
+        "flat",
+        "digits_only",
         "clean_phones",
         "key_hashes",
         "SeenKeys.",

@@ -261,6 +261,17 @@ def test_phones_are_what_brazil_s_numbering_says(cells: list[str]) -> None:
     assert program.clean_phones(pd.Series(cleaned, dtype=pd.ArrowDtype(pa_string()))).tolist() == cleaned
 
 
+@many
+@given(cells=st.lists(st.one_of(numbers, texts), max_size=6), start=st.integers(0, 6), empty=st.booleans())
+def test_digits_only_leaves_the_digits_of_each_cell_of_any_part_of_a_column(
+    cells: list[str], start: int, empty: bool
+) -> None:
+    import pyarrow as pa
+
+    column = pa.array(cells, pa.string()).slice(start, 0 if empty else None)
+    assert program.digits_only(column).to_pylist() == [re.sub("[^0-9]", "", cell) for cell in column.to_pylist()]
+
+
 def pa_string() -> Any:
     import pyarrow as pa
 
