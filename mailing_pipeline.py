@@ -4445,7 +4445,7 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # numpy's linear algebra, which nothing here uses, keeps a thread per core: 3% of a run's processor time.
+    # numpy's linear algebra, which nothing here uses, starts a thread per core: a tenth of a short run's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, interrupt)
     kept = heed_closing_window() if os.name == "nt" else None
