@@ -210,8 +210,9 @@ def test_a_rename_that_the_server_does_late_after_all_is_not_done_twice(rig: Rig
 
         server.commits("rename", lose)
         server.commits("rename", overtaken)
-        rig.run()
-        rig.run()
+        assert rig.run().code == 0
+        assert rig.run().code == 0
+        assert server.committed == 2
         rig.delivered("alfa")
 
 

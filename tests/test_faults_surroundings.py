@@ -323,8 +323,9 @@ def test_no_error_of_an_sftp_server_tells_a_password(rig: Rig) -> None:
     rig.campaigns("alfa")
     with rig.faulty_server() as server, rig.dialer():
         server.commits("password", "refuse", ALWAYS)
-        rig.run()
-        rig.run("--check")
+        assert rig.run().code == 6
+        assert rig.run("--check").code == 6
+        assert server.committed == 2
         rig.delivered()
 
 
