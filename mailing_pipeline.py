@@ -1272,7 +1272,7 @@ CONTROLS_INSIDE = rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES)
 def looks_tidy(block: bytes | bytearray, columns: int) -> bool:
     """Whether no cell of a block of COPY text can need stripping; False may be a false alarm.
 
-    One look at bytes, outside the interpreter lock, in a twentieth of the time that tidying every cell takes: no
+    One look at bytes, outside the interpreter lock, in a fifth of the time that tidying every cell takes: no
     control character but the tabs and line feeds of the format, no blank beside one of those, and none of the bytes
     that begin (or are) DEL, C1 and Unicode's other blanks.
     """
@@ -2574,7 +2574,7 @@ class Dispatch:
         export.entry_id = self.ledger.start(self.slot, campaign.name, campaign.folder, export.path.name, resend)
         self._pending.append(export)
         if resend:
-            log.warning("%s: sent again on request (--resend)", campaign.name)
+            log.warning("%s: was delivered in this slot; is to be sent again (--resend)", campaign.name)
 
     @property
     def left(self) -> int:
