@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import socket
 import threading
 from collections.abc import Callable
@@ -312,3 +313,45 @@ class FaultySession(paramiko.SFTPServer):
         with contextlib.suppress(Exception):
             return Request(name, path, copy.get_int64(), copy.get_binary())
         return Request(name, path)
+
+
+class AnotherOrder:
+    """A fault of writes: each is done, and the answers of so many at a time are sent in an order of chance.
+
+    server.commits("write", AnotherOrder(16), times=ALWAYS). What is left of a batch goes out once no write has come for
+    a moment: a client that waits for it would wait for ever.
+    """
+
+    PAUSE_S = 0.1
+
+    def __init__(self, batch: int, chance: random.Random | None = None) -> None:
+        self.batch, self.chance = batch, chance or random.Random(1)
+        self.displaced = 0  # answers that were overtaken by that of a later request
+        self._guard = threading.Lock()
+        self._held: dict[FaultySession, list[tuple[int, Any]]] = {}
+        self._timers: dict[FaultySession, threading.Timer] = {}
+
+    def __call__(self, session: FaultySession, _request: Request, proceed: Callable[[], None]) -> None:
+        held = self._held.setdefault(session, [])
+        with self._guard:
+            session._send_packet = lambda kind, packet: held.append((kind, packet))  # type: ignore[method-assign]
+            try:
+                proceed()
+            finally:
+                del session._send_packet
+        if session in self._timers:
+            self._timers[session].cancel()
+        if len(held) >= self.batch:
+            self._answer(session)
+            return
+        self._timers[session] = threading.Timer(self.PAUSE_S, self._answer, [session])
+        self._timers[session].start()
+
+    def _answer(self, session: FaultySession) -> None:
+        with self._guard:
+            held = self._held[session]
+            order = self.chance.sample(range(len(held)), len(held))
+            for at, number in enumerate(order):
+                self.displaced += any(later > number for later in order[:at])
+                session._send_packet(*held[number])
+            held.clear()

@@ -90,12 +90,16 @@ def stop_at(what: str) -> None:
     owner = getattr(mailing_pipeline, owner_name)
     real = getattr(owner, method)
 
+    def stand_still() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.3)  # any of the threads may take the signal, and this one would go on for a moment
+
     def stopping(*args: Any, **kwargs: Any) -> Any:
         if when == "before":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stand_still()
         result = real(*args, **kwargs)
         if when == "after":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stand_still()
         return result
 
     setattr(owner, method, stopping)
@@ -134,26 +138,14 @@ def bug(text: str) -> None:
 
 def bug_in_delivery(campaign: str) -> None:
     """An error that nobody foresaw, between one campaign's upload and its rename."""
-    real = mailing_pipeline.Courier._verify
+    real = mailing_pipeline.Line.remarks
 
-    def fail(courier: Any, export: Any, *more: Any) -> None:
-        if export.campaign.name == campaign:
+    def fail(line: Any, owner: Any, *more: Any) -> Any:
+        if owner.name == campaign:
             raise RuntimeError("119" + str(80000001))  # a phone, though not in this line, which a traceback shows
-        real(courier, export, *more)
+        return real(line, owner, *more)
 
-    mailing_pipeline.Courier._verify = fail  # type: ignore[method-assign]
-
-
-def bug_in_assistant(_: bool) -> None:
-    """An error that nobody foresaw, in the second courier's own loop."""
-    real = mailing_pipeline.Dispatch.take
-
-    def fail(dispatch: Any, follows: bool) -> Any:
-        if threading.current_thread().name == "assistant":
-            raise RuntimeError("119" + str(80000001))
-        return real(dispatch, follows)
-
-    mailing_pipeline.Dispatch.take = fail  # type: ignore[method-assign]
+    mailing_pipeline.Line.remarks = fail  # type: ignore[method-assign]
 
 
 def file_size_limit(size_bytes: int) -> None:
@@ -166,7 +158,6 @@ SEAMS: dict[str, Callable[[Any], None]] = {
     "log_fills_up": log_fills_up,
     "bug": bug,
     "bug_in_delivery": bug_in_delivery,
-    "bug_in_assistant": bug_in_assistant,
     "file_size_limit": file_size_limit,
     "impatient_ledger": impatient_ledger,
     "target_held_open": target_held_open,

@@ -54,7 +54,7 @@ def violations(
         if row["state"] == "delivered" and not names[name]
     ]
     if settled:
-        in_doubt = [row for row in ledger if row["state"] in ("started", "exported", "publishing")]
+        in_doubt = [row for row in ledger if row["state"] in ("claimed", "exported", "publishing", "withdrawing")]
         found += [f"{row['campaign']} {row['slot']}: still {row['state']} after a run that ended" for row in in_doubt]
     return found
 
@@ -62,7 +62,8 @@ def violations(
 def faults_of(arrival: Arrival, row: Row, settled: bool) -> list[str]:
     """What is wrong with one file that arrived, and that the ledger knows."""
     found = []
-    if row["state"] not in (("delivered",) if settled else ("delivered", "publishing")):
+    known = ("delivered", "in doubt") if settled else ("delivered", "in doubt", "publishing", "withdrawing")
+    if row["state"] not in known:
         found.append(f"arrived, and the ledger says {row['state']}")
     if (arrival.size_bytes, arrival.sha256) != (row["size_bytes"], row["sha256"]):
         found.append(f"arrived with {arrival.size_bytes} bytes, and the ledger says {row['size_bytes']}")
