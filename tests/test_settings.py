@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import date, time
+from datetime import date, datetime, time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,10 +12,21 @@ import pytest
 from stage import Stage
 
 import mailing_pipeline
-from mailing_pipeline import SETTING_FIELDS, Settings, SettingsFault, load_settings
+from mailing_pipeline import (
+    SETTING_FIELDS,
+    Hours,
+    Settings,
+    SettingsFault,
+    StartTimes,
+    Text,
+    load_settings,
+    start_times,
+    weekdays,
+)
 
 CANARY = "s3cret-Canary"
 FINGERPRINT = "SHA256:" + "a" * 43
+OTHER = "SHA256:" + "b+/" * 14 + "b"
 SENDING = f"SFTP_HOST=sftp.example\nSFTP_USER=discador\nSFTP_PASSWORD={CANARY}\nSFTP_HOST_KEY={FINGERPRINT}\n"
 
 
@@ -39,10 +50,12 @@ def load(
 
 
 def faults(folder: Path, text: str | bytes, environ: Mapping[str, str] | None = None, **how: bool) -> list[str]:
-    """What is wrong with a config.env with this text."""
+    """What is wrong with a config.env with this text. Each fault has its Portuguese, with other words."""
     with pytest.raises(SettingsFault) as caught:
         load(folder, text, environ, **how)
-    return list(caught.value.faults)
+    for fault in caught.value.faults:
+        assert isinstance(fault, Text) and fault.told("pt") != str(fault)
+    return list(map(str, caught.value.faults))
 
 
 # key -> what it is by default, another text, what that means, a text that is a fault
@@ -53,9 +66,10 @@ TABLE: dict[str, tuple[Any, str, Any, str | None]] = {
     "SFTP_PASSWORD": ("", CANARY, CANARY, None),
     "SFTP_KEY_FILE": ("", "keys/id_ed25519", "keys/id_ed25519", None),
     "SFTP_KEY_PASSPHRASE": ("", CANARY, CANARY, None),
-    "SFTP_HOST_KEY": ("", FINGERPRINT + "=", FINGERPRINT, "MD5:aa:bb:cc"),
+    "SFTP_HOST_KEY": ((), FINGERPRINT + "=", (FINGERPRINT,), "MD5:aa:bb:cc"),
     "SFTP_BASE_DIR": (PurePosixPath("/"), "/entrada", PurePosixPath("/entrada"), "/entrada/../etc"),
     "SFTP_STAGING_DIR": (None, "/area", PurePosixPath("/area"), r"\area"),
+    "SFTP_TEMP_NAME": (".part-{id}", "parte_{id}.tmp", "parte_{id}.tmp", "parte.tmp"),
     "SFTP_COMPRESS": (False, "yes", True, "maybe"),
     "SFTP_VERIFY": ("size", "hash", "hash", "md5"),
     "QUERIES_DIR": ("queries", "consultas", "consultas", None),
@@ -67,13 +81,19 @@ TABLE: dict[str, tuple[Any, str, Any, str | None]] = {
     "CSV_HEADER": (True, "no", False, "1"),
     "CSV_NEWLINE": ("\r\n", "lf", "\n", "cr"),
     "RUN_DAYS": (frozenset(range(6)), "mon,wed-fri", frozenset({0, 2, 3, 4}), "seg-sex"),
-    "RUN_HOURS": ((time(8), time(20)), "09:30-18:00", (time(9, 30), time(18)), "18:00-09:00"),
+    "RUN_HOURS": (
+        StartTimes((time(8), time(20))),
+        "09:30-18:00, sat 08:00-13:00",
+        StartTimes((time(9, 30), time(18)), {5: (time(8), time(13))}),
+        "18:00-09:00",
+    ),
     "HOLIDAYS": (frozenset(), "2026-12-25, 2027-01-01", {date(2026, 12, 25), date(2027, 1, 1)}, "25/12/2026"),
     "QUERY_WORKERS": (4, "1", 1, "0"),
     "QUERY_TIMEOUT_SECONDS": (600, "30", 30, "ten"),
     "RETRY_ATTEMPTS": (5, "1", 1, "many"),
     "RETRY_FIRST_SECONDS": (2, "0", 0, "-1"),
     "RETRY_MAX_SECONDS": (60, "5", 5, "1.5"),
+    "CONNECT_TIMEOUT_SECONDS": (30, "5", 5, "301"),
     "RUN_DEADLINE_MINUTES": (50, "20", 20, "000"),
     "PICKUP_TIMEOUT_SECONDS": (0, "30", 30, "x"),
     "RETENTION_DAYS": (7, "30", 30, "-7"),
@@ -83,24 +103,29 @@ TABLE: dict[str, tuple[Any, str, Any, str | None]] = {
 }
 
 
+def value_of(settings: Settings, key: str) -> Any:
+    """What a setting says."""
+    return getattr(settings, SETTING_FIELDS[key].name)
+
+
 def test_the_table_of_this_test_has_every_setting() -> None:
     assert list(TABLE) == list(SETTING_FIELDS)
 
 
 @pytest.mark.parametrize("key", TABLE)
 def test_a_setting_has_its_default(key: str, folder: Path) -> None:
-    assert getattr(load(folder, ""), key.lower()) == TABLE[key][0]
+    assert value_of(load(folder, ""), key) == TABLE[key][0]
 
 
 @pytest.mark.parametrize("key", TABLE)
 def test_an_empty_value_is_the_default(key: str, folder: Path) -> None:
-    assert getattr(load(folder, f"{key}=\n"), key.lower()) == TABLE[key][0]
+    assert value_of(load(folder, f"{key}=\n"), key) == TABLE[key][0]
 
 
 @pytest.mark.parametrize("key", TABLE)
 def test_a_setting_is_read_from_the_file(key: str, folder: Path) -> None:
     _, text, meaning, _ = TABLE[key]
-    assert getattr(load(folder, f"{key}='{text}'\n"), key.lower()) == meaning
+    assert value_of(load(folder, f"{key}='{text}'\n"), key) == meaning
 
 
 @pytest.mark.parametrize("key", TABLE)
@@ -108,7 +133,7 @@ def test_an_environment_variable_wins_over_the_file(key: str, folder: Path) -> N
     _, text, meaning, _ = TABLE[key]
     if key == "LANGUAGE":
         text = text.lower()  # in capitals it might be anything of gettext's
-    assert getattr(load(folder, f"{key}=\n", {key: text}), key.lower()) == meaning
+    assert value_of(load(folder, f"{key}=\n", {key: text}), key) == meaning
 
 
 @pytest.mark.parametrize("key", [key for key, row in TABLE.items() if row[3] is not None])
@@ -141,6 +166,32 @@ def test_a_bad_value_is_a_fault_that_names_the_key_and_not_the_value(key: str, f
         ("CSV_DELIMITER", "é"),
         ("RUN_DAYS", "sat-mon"),
         ("RUN_DAYS", "mon-"),
+        ("FILE_NAME", ".{campaign}_%H.csv"),
+        ("FILE_NAME", "{campaign}\u200b_%H.csv"),
+        ("FILE_NAME", "{campaign}\x1b[31m.csv"),
+        ("FILE_NAME", "{campaign}\u202ecsv.csv"),
+        ("SFTP_HOST", "sftp.example\u200b"),
+        ("SFTP_USER", "discador\u00a0"),
+        ("SFTP_TEMP_NAME", "{id}.csv"),
+        ("SFTP_TEMP_NAME", "{id}.TXT"),
+        ("SFTP_TEMP_NAME", "x/{id}"),
+        ("SFTP_TEMP_NAME", "{id}."),
+        ("SFTP_TEMP_NAME", "{id}{campaign}"),
+        ("SFTP_TEMP_NAME", "%d{id}"),
+        ("SFTP_TEMP_NAME", "{id}\u200b"),
+        ("SFTP_TEMP_NAME", "x" * 200 + "{id}"),
+        ("CONNECT_TIMEOUT_SECONDS", "0"),
+        ("SFTP_HOST_KEY", "(ssh-ed25519)x"),
+        ("SFTP_HOST_KEY", f"{FINGERPRINT} MD5:aa"),
+        ("RUN_HOURS", "08:00-20:00, 09:00-18:00"),
+        ("RUN_HOURS", "08:00-20:00, sat 08:00-13:00, fri-sat 08:00-12:00"),
+        ("RUN_HOURS", "08:00-20:00, sat"),
+        ("RUN_HOURS", "08:00-20:00 sat"),
+        ("RUN_HOURS", "08:00-20:00, sab 08:00-13:00"),
+        ("RUN_HOURS", "08:00-20:00, sat 13:00-08:00"),
+        ("RUN_HOURS", "08:00-20:00, sun 08:00-13:00"),
+        ("RUN_HOURS", "08:00-20:00,"),
+        ("RUN_HOURS", "sat08:00-13:00"),
         ("RUN_HOURS", "8:00-20:00"),
         ("RUN_HOURS", "08:00-24:00"),
         ("HOLIDAYS", "2026-02-30"),
@@ -163,7 +214,7 @@ def test_every_fault_is_reported_at_once_with_its_line_or_key(folder: Path) -> N
     assert "CSV_HEADER: must be one of: yes, no" in said
     for missing in ("SFTP_HOST: missing", "SFTP_USER: missing", "SFTP_HOST_KEY: missing"):
         assert missing in said
-    assert "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two" in said
+    assert "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both" in said
     assert len(found) == 10
     assert CANARY not in said
 
@@ -173,9 +224,26 @@ def test_a_key_without_a_value_is_a_fault(folder: Path) -> None:
     assert fault == "config.env: line 2: not of the form KEY=value"
 
 
-def test_both_a_password_and_a_key_are_a_fault(folder: Path) -> None:
-    (fault,) = faults(folder, SENDING + "SFTP_KEY_FILE=id\n", sends=True)
-    assert "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two" in fault
+def test_a_password_and_a_key_may_both_be_set(folder: Path) -> None:
+    settings = load(folder, SENDING + "SFTP_KEY_FILE=id\n", sends=True)
+    assert (settings.sftp_password, settings.sftp_key_file) == (CANARY, "id")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"{FINGERPRINT} (ssh-ed25519)",
+        f"{FINGERPRINT}= (ED25519)",
+        f" {FINGERPRINT}  (ecdsa-sha2-nistp256) {OTHER} (ssh-rsa)",
+        f"{FINGERPRINT} {OTHER}",
+        f"{FINGERPRINT}, {OTHER}",
+        f"{FINGERPRINT} {FINGERPRINT}",
+    ],
+)
+def test_fingerprints_are_taken_as_they_are_printed_and_several_of_them(written: str, folder: Path) -> None:
+    meant = (FINGERPRINT, OTHER) if OTHER in written else (FINGERPRINT,)
+    for quotes in ("", "'", '"'):
+        assert load(folder, f"SFTP_HOST_KEY={quotes}{written}{quotes}\n").sftp_host_keys == meant
 
 
 def test_a_missing_host_key_points_to_check(folder: Path) -> None:
@@ -207,6 +275,39 @@ def test_a_password_arrives_as_it_was_written(written: str, meant: str, folder: 
     assert load(folder, f"SFTP_PASSWORD={written}\n").sftp_password == meant
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"SFTP_PASSWORD='it's{CANARY}'",
+        f"SFTP_PASSWORD='{CANARY}'x",
+        f'SFTP_PASSWORD="{CANARY}"x"',
+        f"export SFTP_PASSWORD = '{CANARY}",
+        f"SFTP_PASSWORD='{CANARY}\nSFTP_USER='discador'",
+    ],
+)
+def test_a_quote_inside_quotes_is_named_as_the_culprit_with_its_key(line: str, folder: Path) -> None:
+    (fault,) = faults(folder, f"\n{line}\n")
+    assert fault.startswith("config.env: line 2: SFTP_PASSWORD: a quote inside the value ends it")
+    assert CANARY not in fault
+
+
+def test_a_value_that_runs_on_into_the_next_line_is_a_fault(folder: Path) -> None:
+    """It swallowed the setting below it, and nobody knew."""
+    (fault,) = faults(folder, f"SFTP_PASSWORD='{CANARY}\nSFTP_USER=discador'\n")
+    assert fault == "config.env: line 1: SFTP_PASSWORD: its closing quote is missing on the same line"
+
+
+@pytest.mark.parametrize("written", [rf'"{CANARY}\tx"', rf'"{CANARY}\nx"'])
+def test_a_password_that_double_quotes_change_is_a_fault(written: str, folder: Path) -> None:
+    (fault,) = faults(folder, f"SFTP_PASSWORD={written}\n")
+    assert fault.startswith("config.env: line 1: SFTP_PASSWORD: double quotes change") and CANARY not in fault
+
+
+def test_a_line_that_is_no_setting_is_not_quoted(folder: Path) -> None:
+    (fault,) = faults(folder, f"SFTP_HOST=a\n{CANARY}\n")
+    assert fault == "config.env: line 2: not of the form KEY=value"
+
+
 def test_byte_order_mark_and_windows_line_ends_are_no_trouble(folder: Path) -> None:
     settings = load(folder, b"\xef\xbb\xbfSFTP_HOST=a.example\r\nSFTP_USER=b\r\n")
     assert (settings.sftp_host, settings.sftp_user) == ("a.example", "b")
@@ -216,6 +317,12 @@ def test_a_file_that_is_not_utf_8_is_a_fault_with_its_line(folder: Path) -> None
     (fault,) = faults(folder, f"SFTP_HOST=a\nSFTP_PASSWORD={CANARY}ção\n".encode("cp1252"))
     assert "line 2" in fault and "UTF-8" in fault
     assert CANARY not in fault
+
+
+def test_a_file_in_utf_16_is_called_so(folder: Path) -> None:
+    """The editor of old Windows calls it Unicode."""
+    (fault,) = faults(folder, f"SFTP_PASSWORD={CANARY}\n".encode("utf-16"))
+    assert fault == f"{folder / 'config.env'}: is UTF-16, not UTF-8; save the file as UTF-8 in the editor"
 
 
 def test_a_missing_file_says_what_to_copy(folder: Path) -> None:
@@ -321,3 +428,149 @@ def test_of_several_hosts_the_one_that_answers_is_taken(stage: Stage) -> None:
 def test_two_slashes_at_the_beginning_make_no_other_folder() -> None:
     """POSIX keeps them apart, the SFTP server does not: two campaigns would share one drop folder unseen."""
     assert mailing_pipeline.remote_path("//entrada/a") == mailing_pipeline.remote_path("/entrada/a")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hours
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHRISTMAS = frozenset({date(2026, 12, 25)})  # a Friday
+
+
+def hours(starts: str, days: str = "mon-sat") -> Hours:
+    return Hours(weekdays(days), start_times(starts), CHRISTMAS)
+
+
+BY_DAY = hours("08:00-20:00, sat 08:30-13:00, mon,wed 09:00-12:00")
+
+
+@pytest.mark.parametrize(
+    ("moment", "inside"),
+    [
+        ("2026-12-22 07:59", False),  # Tuesday
+        ("2026-12-22 08:00", True),
+        ("2026-12-22 20:00", True),
+        ("2026-12-22 20:59", True),  # the last start names a slot
+        ("2026-12-22 21:00", False),
+        ("2026-12-21 08:30", False),  # Monday
+        ("2026-12-21 12:59", True),
+        ("2026-12-21 13:00", False),
+        ("2026-12-26 08:29", False),  # Saturday
+        ("2026-12-26 08:30", True),
+        ("2026-12-26 13:59", True),
+        ("2026-12-26 14:00", False),
+        ("2026-12-27 10:00", False),  # Sunday
+        ("2026-12-25 10:00", False),  # a holiday
+    ],
+)
+def test_hours_may_differ_by_weekday(moment: str, inside: bool) -> None:
+    now = datetime.fromisoformat(moment)
+    assert BY_DAY.inside(now) is inside
+    assert (BY_DAY.why_not(now) is None) is inside
+
+
+@pytest.mark.parametrize(
+    ("day", "slots"),
+    [
+        ("2026-12-21", [9, 10, 11, 12]),
+        ("2026-12-22", [*range(8, 21)]),
+        ("2026-12-26", [*range(8, 14)]),
+        ("2026-12-27", []),
+        ("2026-12-25", []),
+    ],
+)
+def test_the_slots_of_a_day_are_the_hours_that_are_inside_at_some_minute(day: str, slots: list[int]) -> None:
+    assert BY_DAY.slots(date.fromisoformat(day)) == slots
+    found = [hour for hour in range(24) if BY_DAY.inside(datetime.fromisoformat(f"{day} {hour:02}:59"))]
+    assert found == slots
+
+
+def test_a_weekday_has_its_first_and_last_start_or_none() -> None:
+    assert BY_DAY.starts_on(0) == (time(9), time(12))
+    assert BY_DAY.starts_on(1) == (time(8), time(20))
+    assert BY_DAY.starts_on(6) is None
+    only = hours("mon-fri 08:00-20:00")
+    assert only.starts_on(4) == (time(8), time(20)) and only.starts_on(5) is None
+
+
+@pytest.mark.parametrize(
+    ("moment", "english", "portuguese"),
+    [
+        ("2026-12-25 10:00", "2026-12-25 is a holiday (HOLIDAYS)", "25/12/2026 é feriado (HOLIDAYS)"),
+        (
+            "2026-12-27 10:00",
+            "it is Sunday: runs mon-sat (RUN_DAYS)",
+            "hoje é domingo: funciona de segunda a sábado (RUN_DAYS)",
+        ),
+        (
+            "2026-12-26 14:05",
+            "it is 14:05: runs 08:30-13:00 on Saturday (RUN_HOURS)",
+            "são 14:05: o horário de sábado é 08:30-13:00 (RUN_HOURS)",
+        ),
+        (
+            "2026-12-22 07:12",
+            "it is 07:12: runs 08:00-20:00 on Tuesday (RUN_HOURS)",
+            "são 07:12: o horário de terça-feira é 08:00-20:00 (RUN_HOURS)",
+        ),
+    ],
+)
+def test_why_nothing_runs_is_told_in_both_languages(moment: str, english: str, portuguese: str) -> None:
+    why = BY_DAY.why_not(datetime.fromisoformat(moment))
+    assert why and (str(why), why.told("pt")) == (english, portuguese)
+
+
+def test_the_setting_that_says_so_is_named() -> None:
+    sunday, saturday = datetime(2026, 12, 27, 10), datetime(2026, 12, 26, 10)
+    own = Hours(weekdays("mon-fri"), start_times("08:00-20:00"), keys=("days:", "hours:"))
+    assert str(own.why_not(sunday)) == "it is Sunday: runs mon-fri (days:)"
+    assert str(hours("mon-fri 08:00-20:00").why_not(saturday)) == "it is Saturday: runs mon-fri (RUN_HOURS)"
+
+
+@pytest.mark.parametrize(
+    ("starts", "days", "english", "portuguese"),
+    [
+        ("08:00-20:00", "mon-sat", "08:00-20:00 mon-sat", "08:00-20:00 de segunda a sábado"),
+        ("08:00-20:00", "mon-sun", "08:00-20:00 every day", "08:00-20:00 todos os dias"),
+        ("08:00-20:00", "sun", "08:00-20:00 sun", "08:00-20:00 domingo"),
+        (
+            "08:00-20:00",
+            "mon,wed-fri,sun",
+            "08:00-20:00 mon, wed-fri and sun",
+            "08:00-20:00 segunda, de quarta a sexta e domingo",
+        ),
+        (
+            "08:00-20:00, sat 08:00-13:00",
+            "mon-sat",
+            "08:00-20:00 mon-fri, sat 08:00-13:00",
+            "08:00-20:00 de segunda a sexta, sábado 08:00-13:00",
+        ),
+        (
+            "sat 08:00-13:00, mon,tue 09:00-10:00, 08:00-20:00",
+            "mon-sat",
+            "08:00-20:00 wed-fri, mon and tue 09:00-10:00, sat 08:00-13:00",
+            "08:00-20:00 de quarta a sexta, segunda e terça 09:00-10:00, sábado 08:00-13:00",
+        ),
+        ("sat 08:00-13:00", "mon-sat", "08:00-13:00 sat", "08:00-13:00 sábado"),
+    ],
+)
+def test_hours_are_told_in_both_languages(starts: str, days: str, english: str, portuguese: str) -> None:
+    told = hours(starts, days)
+    assert (str(told), told.told().told("pt")) == (english, portuguese)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["08:00-20:00,sat 08:00-13:00", " 08:00 - 20:00 ,  SAT  08:00 -13:00 ", "sat 08:00-13:00,mon-fri 08:00-20:00"],
+)
+def test_hours_by_weekday_may_be_spaced_and_ordered_freely(written: str) -> None:
+    assert str(hours(written)) == "08:00-20:00 mon-fri, sat 08:00-13:00"
+
+
+def test_hours_on_a_day_that_is_left_out_are_a_fault(folder: Path) -> None:
+    (fault,) = faults(folder, "RUN_DAYS=mon-fri\nRUN_HOURS=08:00-20:00, sat-sun 08:00-13:00\n")
+    assert fault == "config.env: RUN_HOURS: has hours for sat and sun, which RUN_DAYS leaves out"
+
+
+def test_hours_are_not_held_against_days_that_are_themselves_wrong(folder: Path) -> None:
+    (fault,) = faults(folder, "RUN_DAYS=seg-dom\nRUN_HOURS=08:00-20:00, sun 08:00-13:00\n")
+    assert "RUN_DAYS: " in fault
