@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import random
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -23,14 +21,13 @@ from stage import NOON, Result, Stage
 
 import mailing_pipeline
 from mailing_pipeline import (
-    Clock,
     CsvFormat,
-    Database,
-    DatabaseError,
-    Deadline,
+    Treatment,
     clean_phones,
-    load_settings,
+    encoded,
     parse_campaign,
+    parse_settings,
+    tidy_names,
     to_csv,
     to_frame,
 )
@@ -184,6 +181,54 @@ def test_control_characters_and_line_breaks_inside_a_cell_become_one_space(stage
     assert lines == [f"{n};a b;x y" for n in controls]
 
 
+def test_the_names_of_columns_are_tidied_as_cells_are() -> None:
+    names = (" nome ", "a\tb", "c \r\n d", "e\u2028\x07f", "\u00a0g\u00a0", "", "h  i")
+    assert tidy_names(names) == ("nome", "a b", "c d", "e f", "g", "", "h  i")
+    cells = [[name] for name in names]
+    assert tuple(as_frame(cells)["c"]) == tidy_names(names)
+
+
+def as_frame(rows: list[list[str]]) -> pd.DataFrame:
+    """Rows as the server writes them, and as the program reads them."""
+    escapes = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+    return to_frame("".join("\t".join(row).translate(escapes) + "\n" for row in rows).encode(), ["c"])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_byte_order_mark_in_the_data_stays_in_any_block(stage: Stage) -> None:
+    """Arrow takes one at the beginning of a block for its own."""
+    found = export(stage, "SELECT chr(65279) || n AS a, repeat('x', 60) AS b FROM generate_series(1, 2000) AS n")
+    lines = found.decode().split("\r\n")[1:-1]
+    assert [line.split(";")[0] for line in lines] == [f"\ufeff{n}" for n in range(1, 2001)]
+
+
+@pytest.mark.parametrize("marks", [1, 2])
+def test_a_block_may_begin_with_any_number_of_byte_order_marks(marks: int) -> None:
+    assert as_frame([["\ufeff" * marks + "a"]])["c"].tolist() == ["\ufeff" * marks + "a"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_accents_that_combine_are_written_as_one_character_where_an_encoding_has_no_others(
+    stage: Stage, encoding: str
+) -> None:
+    sql = r"SELECT U&'Joa\0303o' AS a, U&'C\0327e\0301sar x\0303 ?' AS b"
+    stage.query("10_a", sql, encoding=encoding, header="no")
+    result = stage.deliver()
+    assert stage.mailing("a") == "João;Çésar x? ?\r\n".encode(encoding)
+    assert "1 characters" in result.campaigns["a"]["message"]  # x̃ is no letter of theirs
+
+
+def test_accents_that_combine_stay_as_the_server_wrote_them_in_utf_8(stage: Stage) -> None:
+    found = export(stage, r"SELECT U&'Joa\0303o' AS a, U&'Jo\00E3o' AS b", header="no")
+    assert found == "Joa\u0303o;João\r\n".encode()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_no_character_turns_into_a_delimiter_on_its_way_to_another_encoding(encoding: str) -> None:
+    """U+037E is a Greek question mark that Unicode holds to be the same as a semicolon."""
+    assert encoded("a\u037eb\u0301;c".encode(), encoding) == (b"a?b?;c", 2)
+
+
 def nasty_rows(count: int) -> list[tuple[str, str, str]]:
     """Rows of text made to break a CSV or COPY reader; the same every time."""
     chance = random.Random(7)
@@ -306,8 +351,8 @@ def test_a_valid_phone_becomes_area_code_and_number(prefix: str, number: str, ar
     "phone",
     [
         *("", "abc", "0", "+55", "988887777", "33224455", "1188887777", "1163224455", "1113224455"),
-        *("11888877776", "119888877771", "11933224455x1", "1198888777", "20988887777", "01098888777"),
-        *("+1 202 555 0123", "11988887777/11977776666", "11 98888-7777 ramal 2", "5520988887777", "550", "00000000000"),
+        *("11888877776", "119888877771", "11933224455y1", "1198888777", "20988887777", "01098888777"),
+        *("+1 202 555 0123", "11988887777/11977776666", "5520988887777", "550", "00000000000"),
     ],
 )
 def test_an_invalid_phone_becomes_empty(phone: str) -> None:
@@ -339,6 +384,20 @@ def test_rejected_rows_are_in_the_report(stage: Stage) -> None:
 def test_rejected_rows_of_a_query_with_a_column_reason_keep_their_columns(stage: Stage) -> None:
     export(stage, "SELECT '1' AS t, 'x' AS reason, 'y' AS z UNION ALL SELECT '11988887777', 'k', 'l'", phones="t")
     assert copy_of_rejected(stage) == [["t", "reason", "z", "reason"], ["1", "x", "y", "no valid phone"]]
+
+
+def test_reasons_are_told_in_the_language_of_the_settings() -> None:
+    settings = parse_settings({}, Path(), "config.env", sends=False, knows_host=False)
+    campaign = parse_campaign("10_a.sql", "-- phones: t\n-- unique: t, n\nSELECT 1", settings)
+    frame = to_frame(b"x\t1\n11988887777\t2\n11988887777\t2\n", ["t", "n"])
+    for language, column, reasons in (
+        ("en", "reason", ["no valid phone", "duplicate t, n"]),
+        ("pt", "motivo", ["nenhum telefone válido", "repetição de t, n"]),
+    ):
+        kept, rejected = Treatment(campaign, language).apply(frame)
+        assert kept.to_numpy().tolist() == [["11988887777", "2"]]
+        assert [part.columns[-1] for part in rejected] == [column, column]
+        assert [part[column].tolist() for part in rejected] == [[reason] for reason in reasons]
 
 
 def test_a_phone_column_may_have_any_name(stage: Stage) -> None:
@@ -575,40 +634,6 @@ def test_each_statement_of_a_file_has_the_whole_timeout(stage: Stage, monkeypatc
     monkeypatch.setattr(mailing_pipeline, "GRACE_S", 0)
     stage.query("10_a", "SELECT pg_sleep(0.7); SELECT pg_sleep(0.7); SELECT 1 AS n", timeout=1)
     assert stage.deliver().verdicts == {"a": "delivered"}
-
-
-def test_what_the_server_says_at_the_end_is_told_also_after_many_rows(stage: Stage) -> None:
-    """The reason stands between the rows and the end of the connection, in the same bytes."""
-    settings = load_settings(stage.config, {}, sends=False, knows_host=False)
-    deadline = Deadline(Clock(), 5)
-    session = Database(settings, deadline).connect()
-    cell = "CASE WHEN n = 21000 THEN pg_sleep(60)::text ELSE repeat('x', 200) END"
-    campaign = parse_campaign("10_a.sql", f"SELECT n, {cell} FROM generate_series(1, 22000) AS n", settings)
-    session.begin(campaign, None)
-    with pytest.raises(DatabaseError, match="57P01"):
-        for _ in session.copy(campaign):
-            time.sleep(0.3)  # so that the server is asleep, and all of its rows are on this side
-            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailing_pipeline'"
-            stage.execute(sql)
-            time.sleep(0.3)
-    session.close()
-
-
-@pytest.mark.parametrize("then", ["run", "columns"])
-def test_a_connection_that_ended_unnoticed_is_an_error_that_can_be_tried_again(stage: Stage, then: str) -> None:
-    """What libpq has already seen the end of takes no further statement."""
-    settings = load_settings(stage.config, {}, sends=False, knows_host=False)
-    session = Database(settings, Deadline(Clock(), 5)).connect()
-    stage.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailing_pipeline'")
-    for _ in range(2):  # the server's last words, then the end
-        time.sleep(0.3)
-        with contextlib.suppress(psycopg.OperationalError):
-            session.pgconn.consume_input()
-    campaign = parse_campaign("10_a.sql", "SELECT 1 AS n", settings)
-    with pytest.raises(DatabaseError, match=r"10_a\.sql: the connection to the database was lost") as caught:
-        session.run("ROLLBACK", "10_a.sql") if then == "run" else session.columns(campaign)
-    assert caught.value.retries is None
-    session.close()
 
 
 def test_a_query_whose_connection_is_ended_is_run_again_whole(stage: Stage) -> None:

@@ -79,7 +79,7 @@ def test_any_values_are_settings_or_faults_that_tell_no_secret(values: dict[str,
         made = program.parse_settings(ENOUGH | values, Path("/x"), "config.env", sends=True, knows_host=True)
     except program.SettingsFault as fault:
         event("faults")
-        assert all(line.startswith("config.env: ") for line in fault.faults)
+        assert all(str(line).startswith("config.env: ") for line in fault.faults)
         assert "canary" not in str(fault)
     else:
         event("settings")
@@ -218,7 +218,7 @@ def test_any_query_file_is_a_campaign_or_faults_with_its_name(
     try:
         campaign = program.parse_campaign(name, text, base)
     except program.SettingsFault as fault:
-        assert all(line.startswith(f"{name}: ") for line in fault.faults)
+        assert all(str(line).startswith(f"{name}: ") for line in fault.faults)
     else:
         assert re.fullmatch("[a-z0-9_]+", campaign.name)
         assert ".." not in campaign.folder.parts
@@ -233,7 +233,7 @@ AREAS = {
 
 
 def reference_phone(text: str) -> str:
-    """Brazilian numbering, step by step."""
+    """Brazilian numbering, step by step, for a text that is one phone."""
     digits = "".join(character for character in text if character in "0123456789")
     candidates = [digits]
     if digits.startswith("55"):
@@ -250,15 +250,26 @@ def reference_phone(text: str) -> str:
 numbers = st.from_regex(r"(\+?55 ?)?0?\(?[1-9][0-9]\)? ?9?[0-9]{4}[- .]?[0-9]{4}", fullmatch=True)
 
 
+def cleaned_phones(cells: list[str]) -> list[str]:
+    return program.clean_phones(pd.Series(cells, dtype=pd.ArrowDtype(pa_string()))).tolist()
+
+
 @many
-@given(cells=st.lists(st.one_of(numbers, texts, st.text("0123456789+() -.", max_size=18)), min_size=1, max_size=20))
-@example(cells=["5511980000001", "05511980000001", "55 1133334444", "5533334444", "551133334444", "555533334444"])
-@example(cells=["١١٩٨٠٠٠٠٠٠١", "１１980000001"])
+@given(cells=st.lists(numbers, min_size=1, max_size=20))
+@example(cells=["5511980000001", "55 1133334444", "5533334444", "551133334444", "555533334444", "980000001"])
 def test_phones_are_what_brazil_s_numbering_says(cells: list[str]) -> None:
+    assert cleaned_phones(cells) == [reference_phone(cell) for cell in cells]
+
+
+@many
+@given(cells=st.lists(st.one_of(texts, st.text("0123456789+() -./,xr\u00a0\u200e", max_size=20)), min_size=1))
+@example(cells=["١١٩٨٠٠٠٠٠٠١", "１１980000001", "\n", "", "05511980000001", "119\n80000001"])
+def test_any_text_in_a_phone_column_is_a_phone_that_stands_in_it_or_nothing(cells: list[str]) -> None:
     cells = [cell.replace("\0", "") for cell in cells]
-    cleaned = program.clean_phones(pd.Series(cells, dtype=pd.ArrowDtype(pa_string()))).tolist()
-    assert cleaned == [reference_phone(cell) for cell in cells]
-    assert program.clean_phones(pd.Series(cleaned, dtype=pd.ArrowDtype(pa_string()))).tolist() == cleaned
+    cleaned = cleaned_phones(cells)
+    assert all(phone in re.sub("[^0-9]", "", cell) for cell, phone in zip(cells, cleaned, strict=True))
+    assert cleaned == [reference_phone(phone) for phone in cleaned]
+    assert cleaned_phones(cleaned) == cleaned
 
 
 @many
@@ -287,7 +298,9 @@ FORMS = st.builds(
     header=st.just(True),
     newline=st.sampled_from(["\r\n", "\n"]),
 )
-spicy = st.text(st.sampled_from("ab1;,|\t\"'\\N\n\r\x0b\x1f\x7f\u0085\u00a0\u2028ç€😀 .=-"), max_size=8)
+spicy = st.text(
+    st.sampled_from("ab1;,|\t\"'\\N\n\r\x0b\x1f\x7f\u0085\u00a0\u2028\ufeff\u0301\u0303\u037eç€😀 .=-"), max_size=8
+)
 cells = st.one_of(st.none(), spicy, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8))
 
 
@@ -320,8 +333,20 @@ def reference_csv(rows: Sequence[Sequence[str | None]], columns: list[str], form
     """The whole table at once, by DataFrame.to_csv."""
     frame = pd.DataFrame([[reference_cell(cell) for cell in row] for row in rows], columns=columns, dtype=object)
     text: str = frame.to_csv(sep=form.delimiter, index=False, lineterminator=form.newline)
-    lacking = "replace" if form.encoding in ("cp1252", "latin-1") else "strict"
-    return text.encode(form.encoding, lacking)
+    if form.encoding in ("cp1252", "latin-1"):
+        return reference_composed(text).encode(form.encoding, "replace")
+    return text.encode(form.encoding)
+
+
+def reference_composed(text: str) -> str:
+    """Each letter as one character with the accents that follow it, where there is such a character."""
+    clusters: list[str] = []
+    for character in text:
+        if clusters and clusters[-1][0].isalpha() and "\u0300" <= character <= "\u036f":
+            clusters[-1] += character
+        else:
+            clusters.append(character)
+    return "".join(unicodedata.normalize("NFC", part) if len(part) > 1 else part for part in clusters)
 
 
 def program_csv(
@@ -382,7 +407,7 @@ def test_any_csv_reader_gets_the_cells_back(rows: list[list[str | None]]) -> Non
     assert read.to_numpy().tolist() == [[reference_cell(cell) or "" for cell in row] for row in rows]
 
 
-LONGEST = program.SHORT_KEY_BYTES
+LONGEST = 32
 KEYS = ["", "a", "b", "ab", "é", "x" * LONGEST, "x" * (LONGEST - 1), "x" * (LONGEST + 1), "é" * LONGEST]
 
 
