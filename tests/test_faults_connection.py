@@ -65,7 +65,7 @@ def test_a_server_that_accepts_and_never_says_a_word(rig: Rig) -> None:
     rig.settings(RETRY_ATTEMPTS=2)
     with rig.sftp_line() as line, rig.dialer():
         line.keep_silent_on_connect()
-        assert rig.run(constants={"CONNECT_TIMEOUT_S": 1}).code == 6
+        assert rig.run(connect_timeout_s=1).code == 6
         rig.delivered()
         line.answer()
         assert rig.run().code == 0
@@ -230,7 +230,7 @@ def test_an_authentication_that_is_never_answered_is_tried_again(rig: Rig) -> No
     rig.campaigns("alfa")
     with rig.faulty_server() as server, rig.dialer():
         server.commits("password", "hang")
-        assert rig.run(constants={"CONNECT_TIMEOUT_S": 1}).code == 0
+        assert rig.run(connect_timeout_s=1).code == 0
         assert server.passwords_seen == 2
         rig.delivered("alfa")
 
@@ -298,6 +298,6 @@ def test_a_session_that_does_not_come_about(rig: Rig, where: str, does: str, tim
     rig.settings(RETRY_ATTEMPTS=2)
     with rig.faulty_server() as server, rig.dialer():
         server.commits(where, does, times)
-        program = rig.run(constants={"CONNECT_TIMEOUT_S": 1, "SFTP_TIMEOUT_S": 1}, timeout_s=30)
+        program = rig.run(constants={"SFTP_TIMEOUT_S": 1}, connect_timeout_s=1, timeout_s=30)
         assert program.code == (0 if times == 1 else 6)
         rig.delivered(*["alfa", "beta"] * (times == 1))

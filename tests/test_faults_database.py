@@ -69,7 +69,7 @@ def test_a_database_that_accepts_and_never_says_a_word(rig: Rig) -> None:
     rig.settings(RETRY_ATTEMPTS=2)
     with rig.database_line() as line, rig.dialer():
         line.keep_silent_on_connect()
-        assert rig.run(constants={"CONNECT_TIMEOUT_S": 2}).code == 5
+        assert rig.run(connect_timeout_s=2).code == 5
         rig.delivered()
 
 
@@ -401,15 +401,20 @@ def test_a_query_file_may_be_written_like_this(rig: Rig, text: bytes) -> None:
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
 def test_a_query_file_like_this_is_a_fault_before_anything_runs(rig: Rig, text: bytes) -> None:
-    """22."""
+    """22: alone, there is nothing to run; beside others it fails alone."""
     rig.campaign("alfa").write_bytes(text)
-    rig.campaign("beta")
-    with rig.database_line() as line, rig.dialer():
-        program = rig.run()
-        assert program.code == 2
-        assert "01_alfa.sql" in program.output
-        assert line.accepted == 0
-        rig.delivered()
+    with rig.database_line() as line:
+        alone = rig.run()
+        assert alone.code == 2
+        assert "01_alfa.sql" in alone.output
+        assert line.accepted == 0 and rig.leftovers() == []
+        rig.campaign("beta")
+        with rig.dialer():
+            program = rig.run()
+            assert program.code == 4
+            assert "01_alfa.sql" in program.output
+            assert rig.log().rindex("01_alfa.sql") < rig.log().index("beta: exported")
+            rig.delivered("beta")
 
 
 WRITING = {

@@ -250,7 +250,7 @@ def test_no_silence_of_an_sftp_server_outlives_the_deadline(rig: Rig, hangs_in: 
     rig.settings(RUN_DEADLINE_MINUTES=1)
     with rig.faulty_server() as server, rig.dialer():
         server.commits(hangs_in, "hang")
-        program = rig.start(constants={"SFTP_TIMEOUT_S": 600, "CONNECT_TIMEOUT_S": 600})
+        program = rig.start(constants={"SFTP_TIMEOUT_S": 600}, connect_timeout_s=300)
         until(lambda: server.committed, "the server is silent")
         rig.clock.run_faster(SPEED)
         gone_in_time(program)
@@ -285,8 +285,9 @@ def test_nothing_is_renamed_after_the_deadline(rig: Rig) -> None:
             rig.clock.jump(61, steady_too=True)
             proceed()
 
-        server.commits("fstat", too_late)
+        server.commits("close", too_late)
         assert rig.run().code == 4
+        assert server.committed == 1
         rig.delivered()
         assert rig.leftovers() == []
 

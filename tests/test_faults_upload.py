@@ -62,11 +62,10 @@ def test_openssh_s_line_is_cut_at_any_byte(rig: Rig, direction: Direction, after
         assert rig.leftovers() == []
 
 
-def test_an_upload_that_follows_a_growing_export_is_cut(rig: Rig) -> None:
-    """38 for a mailing whose upload begins while its query still runs."""
+def test_an_upload_of_a_large_mailing_is_cut(rig: Rig) -> None:
+    """38 for a mailing of several blocks."""
     rig.campaign("alfa", 30_000)
-    with rig.faulty_server() as server, rig.dialer(), rig.database_line() as line:
-        line.limit(4_000_000, "down")
+    with rig.faulty_server() as server, rig.dialer():
         server.commits("write", "store, then cut", at_byte=1_500_000)
         assert rig.run().code == 0
         rig.delivered("alfa")
@@ -185,7 +184,7 @@ def test_a_close_that_is_refused_never_shows_a_broken_file(rig: Rig, times: int)
 # 44, 45 --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("request_name", ["stat", "open", "write", "fstat", "close", "remove", "read"])
+@pytest.mark.parametrize("request_name", ["stat", "open", "write", "close", "remove", "read"])
 def test_a_reply_that_never_comes_ends_the_wait_and_the_mailing_arrives_all_the_same(
     rig: Rig, request_name: str
 ) -> None:
