@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_delivery_is_noted_with_everything_that_identifies_it(stage: Stage) ->
     assert (entry["folder"], entry["file"]) == (f"{stage.remote_base}/a", "mailing_a_22-12_12-00.csv")
     assert (entry["rows"], entry["rejected"], entry["size_bytes"]) == (3000, 1, len(content))
     assert entry["changed"].startswith("2026-12-22T12:0") and re.search(r"[+-]\d\d:\d\d$", entry["changed"])
-    assert entry["temp"] == ""
+    assert entry["temps"] == 0, "nothing of it is left under a temp name"
 
 
 def test_every_end_of_a_campaign_is_noted(stage: Stage) -> None:
@@ -94,9 +95,9 @@ def left_in_doubt(stage: Stage, now: datetime = NOON) -> tuple[Path, Path]:
     assert stage.deliver(now=now).exit_code == 0
     (entry,) = stage.ledger()
     temp, final = stage.drop("a") / ".part-00000000", stage.drop("a") / entry["file"]
-    remote_temp = f"{stage.remote_base}/a/{temp.name}"
-    write_ledger(stage, "UPDATE mailings SET state = 'publishing', temp = ? WHERE campaign = 'a'", remote_temp)
-    write_ledger(stage, "DELETE FROM mailings WHERE campaign = ''")
+    on_its_way = "UPDATE mailings SET state = 'publishing', temp = ?, temp_id = 0, temps = 1"
+    write_ledger(stage, on_its_way, f"{stage.remote_base}/a/.part-{{id}}")
+    write_ledger(stage, "DELETE FROM runs")
     return temp, final
 
 
@@ -165,6 +166,333 @@ def test_a_mailing_in_doubt_stays_so_while_the_server_is_out_of_reach(stage: Sta
     assert stage.ledger()[0]["state"] == "publishing" and len(stage.ledger()) <= 2
     stage.settings(SFTP_PORT=port)
     assert next_run(stage, NOON).verdicts == {"a": "already delivered"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A ledger of the version before is taken over at its first use, and nothing that it knows is lost
+# ---------------------------------------------------------------------------------------------------------------------
+
+VERSION_1 = """
+CREATE TABLE IF NOT EXISTS mailings (
+    id INTEGER PRIMARY KEY,
+    slot TEXT NOT NULL,
+    campaign TEXT NOT NULL,
+    state TEXT NOT NULL,
+    resend INTEGER NOT NULL DEFAULT 0,
+    folder TEXT NOT NULL,
+    file TEXT NOT NULL,
+    temp TEXT NOT NULL DEFAULT '',
+    rows INTEGER NOT NULL DEFAULT 0,
+    rejected INTEGER NOT NULL DEFAULT 0,
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL DEFAULT '',
+    seconds REAL NOT NULL DEFAULT 0,
+    message TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT '',
+    pickup TEXT NOT NULL DEFAULT '',
+    changed TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS at_most_once ON mailings (campaign, slot)
+    WHERE resend = 0 AND state IN ('publishing', 'delivered');
+CREATE INDEX IF NOT EXISTS by_file ON mailings (file);
+PRAGMA user_version = 1;
+"""
+OLD_WITHDRAWN = "not known whether it was picked up: it was being withdrawn when the connection failed"
+SENT = b"n\r\n1\r\n"  # what ONE makes
+SOON = NOON + timedelta(minutes=5)
+Row = dict[str, Any]
+
+
+def old_entry(stage: Stage, campaign: str, state: str, at: datetime = NOON, **values: Any) -> Row:
+    """A mailing as version 1 noted it."""
+    return {
+        "slot": f"{at:%Y-%m-%d %H}:00",
+        "campaign": campaign,
+        "state": state,
+        "folder": f"{stage.remote_base}/{campaign}",
+        "file": f"mailing_{campaign}_{at:%d-%m_%H-%M}.csv",
+        "changed": at.astimezone().isoformat(timespec="milliseconds"),
+    } | values
+
+
+def old_run(stage: Stage, at: datetime, state: str = "done", **values: Any) -> Row:
+    """A whole run as version 1 noted it: a mailing without a campaign."""
+    return old_entry(stage, "", state, at) | {"folder": ".", "file": "", "message": "1 delivered"} | values
+
+
+def old_ledger(stage: Stage, *entries: Row) -> None:
+    """The ledger as the version before left it."""
+    stage.output.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(ledger_path(stage))) as db, db:
+        db.executescript(VERSION_1)
+        for entry in entries:
+            marks = ", ".join(f":{name}" for name in entry)
+            db.execute(f"INSERT INTO mailings ({', '.join(entry)}) VALUES ({marks})", entry)
+
+
+def old_doubt(stage: Stage, *temps: str, **values: Any) -> Path:
+    """Version 1 was killed in the rename of 12:00; temps: the names it noted. Returns the final name's path."""
+    stage.query("10_a", ONE)
+    noted = "\n".join(f"{stage.remote_base}/a/{temp}" for temp in temps)
+    doubt = old_entry(stage, "a", "publishing", temp=noted, rows=1, size_bytes=len(SENT), **values)
+    eleven = old_entry(stage, "a", "delivered", NOON - HOUR, rows=1)
+    later = [old_entry(stage, "b", "delivered", rows=7), old_entry(stage, "c", "held")]
+    old_ledger(stage, eleven, doubt, *later)
+    return stage.drop("a") / str(doubt["file"])
+
+
+def states_of(stage: Stage, campaign: str) -> dict[str, str]:
+    return {row["slot"][-5:]: row["state"] for row in stage.ledger() if row["campaign"] == campaign}
+
+
+def test_a_slot_that_was_delivered_before_the_update_is_not_sent_again(stage: Stage) -> None:
+    stage.query("10_a", ONE)
+    old_ledger(stage, old_entry(stage, "a", "delivered", rows=1), old_run(stage, NOON))
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    assert stage.files("a") == []
+    assert stage.deliver("--resend", now=SOON).verdicts == {"a": "delivered"}
+    assert [row["resend"] for row in stage.ledger()] == [0, 1]
+
+
+def test_a_slot_that_was_sent_twice_on_request_is_taken_over_whole(stage: Stage) -> None:
+    stage.query("10_a", ONE)
+    again = old_entry(stage, "a", "delivered", SOON, resend=1)
+    old_ledger(stage, old_entry(stage, "a", "delivered"), again)
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    assert [row["file"] for row in stage.ledger()] == ["mailing_a_22-12_12-00.csv", again["file"]]
+
+
+@pytest.mark.parametrize(("at_temp", "at_final"), [(True, False), (False, True), (True, True), (False, False)], ids=str)
+def test_a_rename_in_doubt_from_before_the_update_is_settled_by_looking(
+    stage: Stage, at_temp: bool, at_final: bool
+) -> None:
+    final = old_doubt(stage, ".part-0000000a")
+    for path, there in ((final.with_name(".part-0000000a"), at_temp), (final, at_final)):
+        if there:
+            path.write_bytes(SENT)
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    assert stage.files("a") == ([final.name] if at_temp or at_final else [])
+    assert states_of(stage, "a") == {"11:00": "delivered", "12:00": "delivered"}
+
+
+def test_an_old_mailing_from_before_the_update_is_not_sent_in_a_later_slot(stage: Stage) -> None:
+    final = old_doubt(stage, ".part-0000000a")
+    final.with_name(".part-0000000a").write_bytes(SENT)
+    assert stage.deliver(now=NOON + HOUR).verdicts == {"a": "delivered"}
+    assert stage.files("a") == ["mailing_a_22-12_13-00.csv"]
+    assert states_of(stage, "a") == {"11:00": "delivered", "12:00": "failed", "13:00": "delivered"}
+
+
+@pytest.mark.parametrize("at", [SOON, NOON + HOUR], ids=["the same slot", "a later slot"])
+def test_what_was_being_withdrawn_before_the_update_is_in_doubt_and_not_sent_again(stage: Stage, at: datetime) -> None:
+    old_doubt(stage, ".part-0000000a", pickup=OLD_WITHDRAWN)
+    result = stage.deliver(now=at)
+    assert states_of(stage, "a")["12:00"] == "in doubt"
+    if at is SOON:
+        assert result.verdicts == {"a": "in doubt"} and result.exit_code != 0
+        assert stage.files("a") == []
+    else:
+        assert result.verdicts == {"a": "delivered"}
+
+
+def test_what_was_being_withdrawn_before_the_update_and_arrived_all_the_same_is_delivered(stage: Stage) -> None:
+    final = old_doubt(stage, ".part-0000000a", pickup=OLD_WITHDRAWN)
+    final.write_bytes(SENT)
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    told = stage.main(["--status", "--json"], now=SOON).json
+    assert told["campaigns"]["a"]["2026-12-22 12:00"]["state"] == "delivered"
+    assert "a" not in told["attention"], "nobody watched its pickup"
+
+
+TEMPS = (".part-0000000a", ".part-7f000001", ".part-ffffffff")
+
+
+def test_the_temps_of_earlier_tries_from_before_the_update_are_removed(stage: Stage) -> None:
+    """Settling looks at the last one alone."""
+    final = old_doubt(stage, *TEMPS)
+    for temp in TEMPS:
+        final.with_name(temp).write_bytes(SENT)
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    assert stage.files("a") == [final.name]
+    assert [row for row in stage.ledger() if row["temps"]] == []
+
+
+@pytest.mark.parametrize("state", ["delivered", "failed"])
+def test_the_temps_of_a_mailing_that_was_settled_before_the_update_are_removed(stage: Stage, state: str) -> None:
+    stage.query("10_a", ONE)
+    left = "\n".join(f"{stage.remote_base}/a/{temp}" for temp in TEMPS)
+    old_ledger(stage, old_entry(stage, "a", state, NOON - HOUR, temp=left), old_entry(stage, "b", "empty"))
+    for temp in TEMPS:
+        (stage.drop("a") / temp).write_bytes(SENT)
+    assert stage.deliver(now=NOON).exit_code == 0
+    assert stage.files("a") == ["mailing_a_22-12_12-00.csv"]
+
+
+def test_the_temps_of_earlier_tries_are_no_troubles_of_their_own(stage: Stage) -> None:
+    old_doubt(stage, *TEMPS).write_bytes(SENT)
+    for _ in range(2):  # before and after they have been removed
+        told = stage.main(["--status", "--json"], now=SOON).json
+        stage.deliver(now=SOON)
+    assert told["attention"] == {"c": "held"}
+    assert told["campaigns"]["a"]["2026-12-22 12:00"]["state"] == "delivered"
+    assert "failed" not in told["tally"]
+    page = (stage.output / "status.html").read_text(encoding="utf-8")
+    assert ">failed<" not in page.partition("<body")[2].replace("</b>", "<")
+
+
+@pytest.mark.parametrize("state", ["started", "exported"])
+def test_a_mailing_that_was_interrupted_before_the_update_is_made_anew(stage: Stage, state: str) -> None:
+    stage.query("10_a", ONE)
+    left = f"{stage.remote_base}/a/{TEMPS[0]}"
+    old_ledger(stage, old_entry(stage, "a", state, temp=left))
+    (stage.drop("a") / TEMPS[0]).write_bytes(SENT)
+    assert stage.deliver(now=SOON).verdicts == {"a": "delivered"}
+    assert stage.files("a") == ["mailing_a_22-12_12-05.csv"]
+    interrupted, _ = stage.ledger()
+    assert interrupted["state"] == "failed" and "interrupted" in interrupted["message"]
+
+
+@pytest.mark.parametrize("looks_first", [["--status"], ["--dry-run"], []], ids=str)
+def test_rows_from_before_the_update_still_guard_max_drop(stage: Stage, looks_first: list[str]) -> None:
+    stage.query("10_a", ONE, max_drop="70%")
+    hours = [old_entry(stage, "a", "delivered", NOON - n * HOUR, rows=100) for n in (3, 2, 1)]
+    old_ledger(stage, *hours, old_run(stage, NOON - HOUR))
+    if looks_first:
+        result = stage.main([*looks_first, "--json"], now=NOON)
+        assert looks_first == ["--status"] or result.verdicts == {"a": "held"}
+    result = stage.deliver(now=NOON)
+    assert result.verdicts == {"a": "held"} and stage.files("a") == []
+    assert "below the usual 100" in result.campaigns["a"]["message"]
+
+
+@pytest.mark.parametrize("options", [["--status"], ["--dry-run"]], ids=str)
+def test_a_first_use_that_only_looks_loses_nothing_either(stage: Stage, options: list[str]) -> None:
+    final = old_doubt(stage, TEMPS[0])
+    final.write_bytes(SENT)
+    looked = stage.main([*options, "--json"], now=SOON)
+    assert looked.exit_code == 0
+    if options == ["--status"]:
+        assert looked.json["campaigns"]["a"]["2026-12-22 12:00"]["state"] == "in doubt"
+    else:
+        assert "delivered already" in looked.campaigns["a"]["message"]
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+    assert stage.files("a") == [final.name]
+
+
+def seen_before_the_update(stage: Stage) -> None:
+    """A morning with everything that a person was told then."""
+    stage.settings(RUN_HOURS="08:00-20:00")
+    for name in ("10_a", "20_b", "30_c"):
+        stage.query(name, ONE)
+    ten, eleven = NOON - 2 * HOUR, NOON - HOUR
+    fault = {"file": "fault", "message": "the database is down", "hint": "check PGHOST"}
+    old_ledger(
+        stage,
+        old_run(stage, NOON - 3 * HOUR, "failed", **fault),
+        old_entry(stage, "a", "delivered", ten, rows=123, pickup="picked up at 10:02:45"),
+        old_entry(stage, "b", "empty", ten),
+        old_run(stage, ten),
+        old_entry(stage, "a", "delivered", eleven, rows=124, pickup="not picked up within 30 s"),
+        old_entry(stage, "b", "held", eleven, message="1 contacts, fewer than min_rows 5", hint="check it"),
+        old_entry(stage, "c", "failed", eleven, message="30_c.sql: line 1: broken", hint="mend it"),
+        old_run(stage, eleven, "failed", message="1 delivered, 1 held, 1 failed"),
+    )
+
+
+def test_status_still_shows_what_was_before_the_update(stage: Stage) -> None:
+    seen_before_the_update(stage)
+    told = stage.main(["--status", "--json"], now=NOON).json
+    ten, eleven = "2026-12-22 10:00", "2026-12-22 11:00"
+    cells = told["campaigns"]
+    taken, left = cells["a"][ten], cells["a"][eleven]
+    assert (taken["state"], taken["rows"]) == ("delivered", 123)
+    assert (taken["pickup"], taken["picked_up"]) == ("picked up", "10:02:45")
+    assert (left["state"], left["rows"], left["pickup"]) == ("not taken", 124, "not picked up")
+    assert (cells["b"][ten]["state"], cells["b"][eleven]["state"]) == ("empty", "held")
+    assert cells["b"][eleven]["message"].endswith("min_rows 5") and cells["b"][eleven]["hint"] == "check it"
+    assert (cells["c"][eleven]["state"], cells["c"][eleven]["hint"]) == ("failed", "mend it")
+    assert told["last_run"] == (NOON - HOUR).astimezone().isoformat(timespec="milliseconds")
+    assert told["last_successful_run"] == (NOON - 2 * HOUR).astimezone().isoformat(timespec="milliseconds")
+    shown = stage.main(["--status"], now=NOON).stdout
+    assert "123" in shown and "fewer than min_rows 5" in shown and "30_c.sql: line 1: broken" in shown
+
+
+def test_the_page_still_shows_what_was_before_the_update(stage: Stage) -> None:
+    seen_before_the_update(stage)
+    assert stage.deliver(now=NOON).exit_code == 0
+    page = (stage.output / "status.html").read_text(encoding="utf-8")
+    for told in (
+        "123",
+        "124",
+        "fewer than min_rows 5",
+        "30_c.sql: line 1: broken",
+        "the database is down",
+        "check PGHOST",
+    ):
+        assert told in page, told
+    assert "not picked up within 30 s" in page, "how long it was waited for is part of what was told"
+
+
+def test_an_hour_without_a_run_is_noticed_across_the_update(stage: Stage) -> None:
+    stage.query("10_a", ONE)
+    old_ledger(stage, old_entry(stage, "a", "delivered", NOON - 2 * HOUR), old_run(stage, NOON - 2 * HOUR))
+    assert "no run in the slots 22/12 11:00" in stage.deliver(now=NOON).log
+
+
+def test_a_name_that_was_used_before_the_update_is_not_used_again(stage: Stage) -> None:
+    """The dialer may have kept it in mind, and the ledger must tell the two apart."""
+    stage.query("10_a", ONE)
+    old_ledger(stage, old_entry(stage, "a", "failed"))
+    assert stage.deliver(now=NOON).verdicts == {"a": "delivered"}
+    assert stage.files("a") == ["mailing_a_22-12_12-00-2.csv"]
+
+
+def test_local_mailings_from_before_the_update_are_deleted_after_retention_days(stage: Stage) -> None:
+    stage.settings(RETENTION_DAYS=3)
+    stage.query("10_a", ONE)
+    old = old_entry(stage, "a", "delivered", NOON - timedelta(days=4))
+    old_ledger(stage, old)
+    csv, rejects = (stage.output / str(old["file"]).replace(".csv", end) for end in (".csv", "_rejected.csv"))
+    for path in (csv, rejects):
+        path.write_text("old")
+    assert stage.deliver(now=NOON).exit_code == 0
+    assert not csv.exists() and not rejects.exists()
+
+
+def test_two_programs_that_meet_an_old_ledger_at_once_take_it_over_once(stage: Stage) -> None:
+    """The hourly run and somebody's --status, in the first minute after the update."""
+    final = old_doubt(stage, TEMPS[0])
+    final.write_bytes(SENT)
+    write_ledger(stage, "UPDATE mailings SET pickup = 'picked up at 11:00:09' WHERE slot LIKE '%11:00'")
+    opened = []
+
+    def use() -> None:
+        with contextlib.closing(mailing_pipeline.Ledger(ledger_path(stage), FakeClock(), looks=True)) as ledger:
+            opened.append(ledger.past_rows("b"))
+
+    with contextlib.closing(sqlite3.connect(ledger_path(stage), isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        users = [threading.Thread(target=use) for _ in range(2)]
+        for user in users:
+            user.start()
+        time.sleep(0.5)  # both have seen an old ledger, and wait to write
+        db.execute("ROLLBACK")
+    for user in users:
+        user.join()
+    assert opened == [[7], [7]]
+    picked, doubt = stage.ledger()[:2]
+    assert (picked["pickup"], picked["picked_up"]) == ("picked up", "11:00:09")
+    assert (doubt["state"], doubt["temp_id"], doubt["temps"]) == ("publishing", 10, 1)
+    assert stage.deliver(now=SOON).verdicts == {"a": "already delivered"}
+
+
+def test_a_ledger_of_a_newer_version_stops_the_run_and_stays_as_it_is(stage: Stage) -> None:
+    stage.query("10_a", ONE)
+    stage.deliver(now=NOON)
+    write_ledger(stage, "PRAGMA user_version = 99")
+    before = ledger_path(stage).read_bytes()
+    stopped_before_any_query(stage, "newer version")
+    assert ledger_path(stage).read_bytes() == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,7 +607,7 @@ def wait_for_query(stage: Stage) -> None:
 def test_a_second_run_says_who_holds_the_lock_and_ends_with_3(stage: Stage, running: subprocess.Popen[str]) -> None:
     second = stage.main()
     assert second.exit_code == 3
-    assert re.search(rf"process {running.pid}, started 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d by hand", second.stderr)
+    assert re.search(rf"process {running.pid}, started .*\d\d:\d\d:\d\d.* by hand", second.stderr)
     assert stage.end(running).verdicts == {"a": "delivered"}
     assert len(stage.files("a")) == 1
 
