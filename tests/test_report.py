@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import re
+import time
 from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
+from rich.console import Console
 from stage import NOON, Stage
 
-from mailing_pipeline import ExitCode, Outcome, Report, Verdict
+import mailing_pipeline as mp
+from mailing_pipeline import ExitCode, Mailing, PipelineError, Report, State
 
 ONE = "SELECT 1 AS n"
-D, S, P = ExitCode.DATABASE, ExitCode.SFTP, ExitCode.PARTIAL
+SLOT, START = "2026-12-22 12:00", datetime(2026, 12, 22, 12).astimezone()
 
 
-def outcome(verdict: Verdict, code: ExitCode = ExitCode.OK, stage: bool = False) -> Outcome:
-    return Outcome(campaign="a", verdict=verdict, exit_code=code, stage=stage)
+def outcome(state: State, kind: type[PipelineError] | None = None, wide: bool = False) -> Mailing:
+    """A campaign that ended so, with an error of that kind; wide: one that reaches every campaign."""
+    error = kind(mp.text("the run was stopped"), wide=wide) if kind else None
+    return Mailing(campaign="a", slot=SLOT, state=state, error=error)
 
 
-SENT, ALREADY, EMPTY = (outcome(verdict) for verdict in (Verdict.DELIVERED, Verdict.ALREADY, Verdict.EMPTY))
-NOT_DUE, READY, HELD = outcome(Verdict.NOT_DUE), outcome(Verdict.READY), outcome(Verdict.HELD, P)
-QUERY, FOLDER = outcome(Verdict.FAILED, D), outcome(Verdict.FAILED, S)  # one campaign's own failure
-DATABASE, SERVER = outcome(Verdict.FAILED, D, True), outcome(Verdict.FAILED, S, True)  # the whole stage
-UNKNOWN, BUG = outcome(Verdict.UNKNOWN, S, True), outcome(Verdict.FAILED, ExitCode.BUG)
+SENT, ALREADY, EMPTY = outcome(State.DELIVERED), outcome(State.ALREADY), outcome(State.EMPTY, mp.Empty)
+NOT_DUE, READY, HELD = outcome(State.NOT_DUE), outcome(State.READY), outcome(State.HELD, mp.Held)
+QUERY, FOLDER = outcome(State.FAILED, mp.DatabaseError), outcome(State.FAILED, mp.DeliveryError)  # of one campaign
+DATABASE, SERVER = (outcome(State.FAILED, kind, True) for kind in (mp.DatabaseError, mp.DeliveryError))
+DOUBT, BUG = outcome(State.IN_DOUBT, mp.ConnectionLost, True), outcome(State.FAILED, mp.Bug)
+FILE, DISK, STOPPED = (outcome(State.FAILED, kind) for kind in (PipelineError, mp.LocalFault, mp.Stopped))
+REFUSED = outcome(State.DELIVERED, PipelineError)  # delivered, and the dialer put it into its error folder
 
 
 @pytest.mark.parametrize(
@@ -45,21 +55,27 @@ UNKNOWN, BUG = outcome(Verdict.UNKNOWN, S, True), outcome(Verdict.FAILED, ExitCo
         ([SERVER, SERVER], 6),
         ([SERVER, HELD], 6),
         ([SENT, SERVER], 4),
-        ([UNKNOWN], 6),
-        ([SENT, UNKNOWN], 4),
+        ([DOUBT], 6),
+        ([SENT, DOUBT], 4),
         ([SENT, BUG], 1),
         ([DATABASE, BUG], 1),
+        ([FILE], 4),
+        ([FILE, SENT], 4),
+        ([DISK], 4),
+        ([STOPPED, SENT], 4),
+        ([REFUSED], 4),
     ],
 )
-def test_the_exit_code_follows_from_the_outcomes(outcomes: list[Outcome], code: int) -> None:
-    assert Report("2026-12-22 12:00", datetime(2026, 12, 22, 12).astimezone(), 1.0, tuple(outcomes)).exit_code == code
+def test_the_exit_code_follows_from_the_outcomes(outcomes: list[Mailing], code: int) -> None:
+    assert Report(SLOT, START, 1.0, tuple(outcomes)).exit_code == code
 
 
 def test_every_exit_code_has_its_meaning() -> None:
     assert [code.value for code in ExitCode] == list(range(8))
-    assert ExitCode.OK.meaning == "everything due was delivered, already delivered, or empty where empty is allowed"
-    assert ExitCode.OUTSIDE_HOURS.meaning == "manual run outside the hours"
-    assert len({code.meaning for code in ExitCode}) == 8
+    meanings = [str(code.meaning) for code in ExitCode]
+    assert meanings[0] == "everything due was delivered, already delivered, or empty where empty is allowed"
+    assert meanings[7] == "manual run outside the hours"
+    assert len(set(meanings)) == 8
 
 
 @pytest.fixture
@@ -93,7 +109,7 @@ def test_the_json_says_the_same(mixed: Stage) -> None:
     result = mixed.deliver(now=NOON)
     report = result.json
     assert (report["slot"], report["exit_code"]) == ("2026-12-22 12:00", 4)
-    assert report["meaning"] == ExitCode.PARTIAL.meaning
+    assert report["meaning"] == "some campaigns failed or were held"
     assert report["start"].startswith("2026-12-22T12:00:0") and report["seconds"] >= 0
     assert list(result.verdicts) == ["enviada", "vazia", "retida", "falha", "depois"]
     sent = result.campaigns["enviada"]
@@ -167,3 +183,175 @@ def test_in_portuguese_faults_are_portuguese_too(stage: Stage) -> None:
     assert result.exit_code == 2
     assert "código de saída 2" in result.stderr and "exit code" not in result.stderr
     assert "known" not in result.stderr and "--only x" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table on narrow and wide terminals
+# ---------------------------------------------------------------------------------------------------------------------
+
+LONG_NAMES = [f"campanha_de_cobranca_com_nome_comprido_{number}" for number in range(10, 50)]
+STRANGE = "[/x][red]:red_circle:[bold"  # what rich would take for markup and pictures
+
+
+def printed(outcomes: list[Mailing], width: int, language: str = "en") -> list[str]:
+    """The lines of the report on a terminal of that width."""
+    file = io.StringIO()
+    report = Report(SLOT, START, 1.0, tuple(outcomes))
+    mp.print_report(report, Console(file=file, width=width, force_terminal=False), language)
+    return file.getvalue().splitlines()
+
+
+def delivered(name: str, folder: str, **values: Any) -> Mailing:
+    usual: dict[str, Any] = {"rows": 1_234_567, "rejected": 1234, "size_bytes": 123_456_789, "seconds": 12.34}
+    usual |= {"state": State.DELIVERED, "pickup": mp.Pickup.TAKEN, "picked_up": "12:00:07"}
+    usual |= {"slot": SLOT, "folder": PurePosixPath(folder), "file": f"mailing_{name}.csv"}
+    return Mailing(campaign=name, **usual | values)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("state", [State.ALREADY, State.READY])
+def test_forty_long_campaigns_stay_readable(width: int, language: str, state: State) -> None:
+    """No column is squeezed: a long path stands below the table, whole, and a long name breaks once at the most."""
+    folder = "/entrada/" + "pasta_muito_comprida/" * 5
+    pickup = {"pickup": mp.Pickup.UNWATCHED, "picked_up": ""} if state is State.READY else {}
+    outcomes = [delivered(name, f"{folder}{name}", state=state, **pickup) for name in LONG_NAMES]
+    lines = printed(outcomes, width, language)
+    start = next(at for at, line in enumerate(lines) if "───" in line)
+    table = lines[: lines.index(" " * len(lines[start]), start) + 1]
+    assert max(map(len, table)) <= width
+    assert len(table) <= 5 + 2 * len(LONG_NAMES) and len(lines) <= len(table) + len(LONG_NAMES) + 3
+    rows = "1.234.567" if language == "pt" else "1,234,567"
+    assert sum(rows in line for line in table) == len(LONG_NAMES)
+    for line in lines:
+        assert not re.fullmatch(r" *\S{1,2} *", line), line
+    for name in LONG_NAMES:
+        path = f"{folder}{name}/mailing_{name}.csv" if state is State.READY else f"{folder}{name}"
+        assert f"{name}  {path}" in lines
+
+
+def test_a_wide_terminal_has_the_paths_in_the_table() -> None:
+    lines = printed([delivered("preventivo", "/entrada/preventivo")], 120)
+    (line,) = [line for line in lines if "preventivo" in line]
+    assert line.split() == [
+        *("preventivo", "delivered", "1,234,567", "1,234", "123.5", "MB", "12.3", "12:00:07", "/entrada/preventivo")
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_brackets_and_colons_are_no_markup(width: int) -> None:
+    outcome = delivered("a", f"/entrada/{STRANGE}", state=State.HELD, message=STRANGE, hint=STRANGE)
+    lines = printed([outcome], width)
+    assert any(line.rstrip().endswith(f"/entrada/{STRANGE}") for line in lines)
+    assert f"a: held: {STRANGE}" in lines and f"    -> {STRANGE}" in lines
+
+
+def test_a_folder_with_brackets_does_not_end_a_run(stage: Stage) -> None:
+    folder = f"{stage.remote_base}/[/x]"
+    stage.make_drop("a", "[/x]")
+    stage.query("10_a", ONE, drop=False, folder=folder)
+    result = stage.main(now=NOON)
+    assert (result.exit_code, len(stage.files("a"))) == (0, 1)
+    assert folder in result.stdout
+
+
+def test_a_problem_of_several_campaigns_is_told_once() -> None:
+    held = [delivered(name, "/", state=State.HELD, message="too few", hint="look") for name in ("a", "b")]
+    assert printed([*held, delivered("c", "/")], 80)[-3:-1] == ["a, b: held: too few", "    -> look"]
+
+
+@pytest.mark.parametrize(
+    ("count", "english", "portuguese"),
+    [
+        (0, "0 contacts", "0 contatos"),
+        (1, "1 contact", "1 contato"),
+        (2, "2 contacts", "2 contatos"),
+        (4812, "4,812 contacts", "4.812 contatos"),
+    ],
+)
+def test_contacts_are_counted_as_people_count(count: int, english: str, portuguese: str) -> None:
+    assert (mp.contacts(count).told("en"), mp.contacts(count).told("pt")) == (english, portuguese)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "told"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1536, "1.5 KB"), (999_949, "999.9 KB"), (999_950, "1.0 MB")),
+        *((123_456_789, "123.5 MB"), (2_500_000_000, "2.5 GB"), (12_345_000_000_000, "12345.0 GB")),
+    ],
+)
+def test_sizes_are_told_as_people_tell_them(size_bytes: int, told: str) -> None:
+    assert mp.human_size(size_bytes, "en") == told
+    assert mp.human_size(size_bytes, "pt") == told.replace(".", ",")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def watched(steps: list[mp.Step], width: int = 80, height: int = 25, language: str = "en") -> list[str]:
+    """The lines of the progress on a terminal of that size."""
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=False).print(mp.progress_table(steps, width, height, language))
+    return [" ".join(line.split()) for line in file.getvalue().splitlines()]
+
+
+def test_progress_shows_what_each_campaign_is_at_and_the_time_gone() -> None:
+    steps = [
+        mp.Step("a", mp.text("delivered")),
+        mp.Step("b", mp.sending(1_500_000, 3_200_000, 2.0, "en"), 61.9),
+        mp.Step("c", mp.reading(1), 9.2),
+        mp.Step("d", mp.reading(0), 3600.0),
+        mp.Step("e", mp.text("waiting")),
+    ]
+    assert watched(steps) == [
+        "a delivered",
+        "b 1:01 sending 1.5 MB of 3.2 MB, 750.0 KB/s",
+        "c 0:09 reading, 1 contact",
+        "d 60:00 the query is running",
+        "e waiting",
+    ]
+    assert watched(steps[2:4], language="pt") == ["c 0:09 lendo, 1 contato", "d 60:00 consulta em execução"]
+
+
+def test_on_a_low_terminal_progress_shows_those_at_work_first() -> None:
+    over = [mp.Step(name, mp.text("delivered")) for name in LONG_NAMES[:20]]
+    work = [mp.Step(name, mp.reading(4812), 5.0) for name in LONG_NAMES[20:24]]
+    lines = watched([*over, *work, *(mp.Step(name, mp.text("waiting")) for name in LONG_NAMES[24:])])
+    assert len(lines) == 23
+    assert all(line.endswith("… 0:05 reading, 4,812 contacts") for line in lines[:4])
+
+
+def test_what_a_campaign_is_at_follows_from_its_record() -> None:
+    mailing = Mailing(campaign="a", slot=SLOT, state=State.CLAIMED)
+    seen = []
+    for values in (
+        {},
+        {"began_s": 100.0},
+        {"rows": 4812},
+        {"state": State.EXPORTED, "size_bytes": 3_200_000},
+        {"sent_bytes": 1_500_000},
+        {"state": State.DELIVERED},
+    ):
+        for name, value in values.items():
+            setattr(mailing, name, value)
+        seen.append(mp.step_of(mailing, 2.0, 175.0, "en"))
+    assert [(str(step.doing), step.gone_s) for step in seen] == [
+        ("waiting", None),
+        ("the query is running", 75.0),
+        ("reading, 4,812 contacts", 75.0),
+        ("ready", 75.0),
+        ("sending 1.5 MB of 3.2 MB, 750.0 KB/s", 75.0),
+        ("delivered", None),
+    ]
+
+
+def test_a_terminal_shows_the_rows_of_a_slow_query_while_it_runs() -> None:
+    clock = mp.Clock()
+    mailing = Mailing(campaign="a", slot=SLOT, state=State.CLAIMED, rows=1, began_s=clock.steady_s() - 75)
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=25, force_terminal=True)
+    with mp.live_progress(console, [mailing], "en", clock):
+        time.sleep(0.3)
+    assert re.search(r"a +1:15 +reading, 1 contact\b", file.getvalue())

@@ -11,8 +11,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
 from pathlib import Path, PurePosixPath
@@ -20,24 +19,55 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from stage import NOON, Stage
 
 import mailing_pipeline as mp
 
 ZONE = datetime.fromisoformat("2026-12-22T00:00:00-03:00").tzinfo
 TUESDAY = datetime(2026, 12, 22, 14, 5, tzinfo=ZONE)
 SUNDAY = datetime(2026, 12, 20, 14, 5, tzinfo=ZONE)
-HOURS = mp.Hours(mp.weekdays("mon-sat"), (clock_time(8), clock_time(20)))
+
+
+def hours_of(days: str, first: clock_time, last: clock_time, *holidays: date) -> mp.Hours:
+    return mp.Hours(mp.weekdays(days), mp.StartTimes((first, last)), frozenset(holidays))
+
+
+HOURS = hours_of("mon-sat", clock_time(8), clock_time(20))
 NAMES = ("cobranca_30d", "preventivo", "acordo_quebrado", "alto_valor", "cobranca_60d")
 
 
-def entry(slot: str, campaign: str, state: str, **values: Any) -> mp.Entry:
-    """A line of the ledger; slot '10' is today's slot of 10:00, `at` the minute of its time."""
+Entry = mp.Mailing | mp.PastRun
+
+
+def moment(slot: str, minute: int) -> tuple[str, str]:
+    """A slot and a time in it as the ledger writes them; '10' is today's slot of 10:00."""
     slot = slot if len(slot) > 2 else f"2026-12-22 {slot}:00"
-    changed = f"{slot[:13].replace(' ', 'T')}:{values.pop('at', 3):02}:07.250-03:00"
-    texts = {item.name: "" for item in fields(mp.Entry)}
-    numbers = {"id": next(IDS), "rows": 0, "rejected": 0, "size_bytes": 0, "seconds": 0.0, "resend": False}
-    own = {"slot": slot, "campaign": campaign, "state": mp.State(state), "folder": PurePosixPath("/entrada") / campaign}
-    return mp.Entry(**{**texts, **numbers, **own, "changed": changed, **values})
+    return slot, f"{slot[:13].replace(' ', 'T')}:{minute:02}:07.250-03:00"
+
+
+def entry(slot: str, campaign: str, state: str, **values: Any) -> mp.Mailing:
+    """A mailing in the ledger; `at` is the minute of its time."""
+    slot, changed = moment(slot, values.pop("at", 3))
+    own: dict[str, Any] = {
+        "id": next(IDS),
+        "slot": slot,
+        "changed": changed,
+        "folder": PurePosixPath("/entrada") / campaign,
+    }
+    return mp.Mailing(campaign=campaign, state=mp.State(state), **(own | values))
+
+
+def run(slot: str, code: int = 0, at: int = 3, message: str = "", hint: str = "", started: bool = True) -> mp.PastRun:
+    """How a run ended, in the ledger; started=False: before its campaigns could."""
+    slot, changed = moment(slot, at)
+    words = {"message": message, "hint": hint}
+    return mp.PastRun(id=next(IDS), slot=slot, exit_code=code, started=started, changed=changed, **words)
+
+
+def past(entries: Sequence[Entry]) -> mp.Past:
+    """What the ledger knows."""
+    mailings = [entry for entry in entries if isinstance(entry, mp.Mailing)]
+    return mp.Past(mailings, [entry for entry in entries if isinstance(entry, mp.PastRun)])
 
 
 IDS = itertools.count(1)
@@ -56,45 +86,71 @@ def campaign(name: str, hours: mp.Hours = HOURS) -> mp.Campaign:
 CAMPAIGNS = [campaign(name) for name in NAMES]
 
 
-def history(names: tuple[str, ...], now: datetime, days: int = 14) -> list[mp.Entry]:
+def history(names: tuple[str, ...], now: datetime, days: int = 14) -> list[Entry]:
     """Every slot of the days before now delivered, and the runs themselves."""
-    made = []
+    made: list[Entry] = []
     for back in range(days - 1, -1, -1):
         day = now - timedelta(days=back)
         for hour in range(8, 21):
-            moment = day.replace(hour=hour, minute=0)
-            if moment.weekday() == 6 or moment > now:
+            start = day.replace(hour=hour, minute=0)
+            if start.weekday() == 6 or start > now:
                 continue
-            slot = mp.slot_of(moment)
+            slot = mp.slot_of(start)
             for index, name in enumerate(names):
                 usual = (900, 4800, 310, 12_400, 21_900)[index % 5]
                 rows = round(usual * (1 + (hour * 37 + back * 91 + index * 53) % 61 / 200 - (hour - 8) / 40))
                 made.append(entry(slot, name, "delivered", rows=rows, at=2 + index % 9))
-            made.append(entry(slot, "", "done", at=12, message=f"{len(names)} delivered"))
+            made.append(run(slot, at=12, message=f"{len(names)} delivered"))
     return made
 
 
-def marks(entries: list[mp.Entry], name: str, now: datetime = TUESDAY, **how: Any) -> dict[str, str]:
+def marks(entries: Sequence[Entry], name: str, now: datetime = TUESDAY, **how: Any) -> dict[str, str]:
     """The words of a campaign's cells by hour."""
-    grid = mp.day_grid(entries, how.get("campaigns", CAMPAIGNS), how.get("hours", HOURS), now)
-    return {slot[11:13]: mark.word for slot, (mark, _) in zip(grid.slots, grid.cells[name], strict=True)}
+    grid = mp.day_grid(past(entries), how.get("campaigns", CAMPAIGNS), how.get("hours", HOURS), now)
+    return {slot[11:13]: state.value for slot, (state, _) in zip(grid.slots, grid.cells[name], strict=True)}
 
 
 # ---- The grid ----
 
 
+OLD = [entry("2026-12-10 08:00", name, "delivered") for name in NAMES]  # so that what has no entry today was missed
+
+
+SATURDAY_SHORT = mp.Hours(HOURS.days, mp.start_times("08:00-20:00, sat 08:00-13:00"))
+
+
 def test_the_slots_of_a_day_come_from_the_operating_hours() -> None:
-    assert list(marks([], "preventivo")) == [f"{hour:02}" for hour in range(8, 21)]
-    short = mp.Hours(frozenset({1}), (clock_time(8, 30), clock_time(10)))
-    assert list(marks([], "preventivo", hours=short)) == ["08", "09", "10"]
+    assert list(marks(OLD, "preventivo")) == [f"{hour:02}" for hour in range(8, 21)]
+    short = hours_of("tue", clock_time(8, 30), clock_time(10))
+    assert list(marks(OLD, "preventivo", hours=short)) == ["08", "09", "10"]
+
+
+def test_a_weekday_may_have_hours_of_its_own() -> None:
+    saturday = datetime(2026, 12, 19, 14, 21, tzinfo=ZONE)
+    assert list(marks(OLD, "preventivo", saturday, hours=SATURDAY_SHORT)) == [f"{hour:02}" for hour in range(8, 14)]
+    done = past([*OLD, run("2026-12-19 13:00")])
+    assert mp.day_grid(done, CAMPAIGNS, SATURDAY_SHORT, saturday).overdue == ""
+    assert mp.day_grid(done, CAMPAIGNS, HOURS, saturday).overdue == "2026-12-19 14:00"
+
+
+def test_slots_in_which_nothing_was_due_for_anybody_are_left_out() -> None:
+    """As on the first day of somebody who runs round the clock: no wall of dashes from 00:00."""
+    always = hours_of("mon-sun", clock_time(0), clock_time(23))
+    first = [entry("14", name, "delivered", rows=5) for name in NAMES]
+    campaigns = [campaign(name, always) for name in NAMES]
+    assert list(marks(first, "preventivo", campaigns=campaigns, hours=always)) == [f"{h}" for h in range(14, 24)]
+    late = [campaign(name, hours_of("mon-sat", clock_time(10), clock_time(12))) for name in NAMES]
+    assert list(marks(OLD, "preventivo", campaigns=late)) == ["10", "11", "12"]
 
 
 @pytest.mark.parametrize(
     "state, word",
     [
         *((same, same) for same in ("delivered", "empty", "held", "failed")),
-        ("publishing", "unknown"),
-        ("started", "running"),
+        ("publishing", "in doubt"),
+        ("withdrawing", "in doubt"),
+        ("in doubt", "in doubt"),
+        ("claimed", "running"),
         ("exported", "running"),
     ],
 )
@@ -103,25 +159,26 @@ def test_each_state_of_the_ledger_has_its_mark(state: str, word: str) -> None:
 
 
 def test_what_a_killed_run_left_behind_is_running_no_longer() -> None:
-    assert marks([entry("12", "preventivo", "started")], "preventivo")["12"] == "failed"
+    assert marks([entry("12", "preventivo", "claimed")], "preventivo")["12"] == "failed"
 
 
-@pytest.mark.parametrize("pickup", ["not picked up within 120 s", "refused by the dialer"])
-def test_a_mailing_that_the_dialer_did_not_take_does_not_look_delivered(pickup: str) -> None:
+@pytest.mark.parametrize("pickup", mp.TROUBLED_PICKUPS)
+def test_a_mailing_that_the_dialer_did_not_take_does_not_look_delivered(pickup: mp.Pickup) -> None:
     assert marks([entry("10", "preventivo", "delivered", pickup=pickup)], "preventivo")["10"] == "not taken"
-    taken = entry("11", "preventivo", "delivered", pickup="picked up at 11:04:11")
+    taken = entry("11", "preventivo", "delivered", pickup=mp.Pickup.TAKEN, picked_up="11:04:11")
     assert marks([taken], "preventivo")["11"] == "delivered"
 
 
 def test_past_slots_without_an_entry_were_missed_and_the_others_are_still_to_come() -> None:
-    found = marks([entry("09", "preventivo", "delivered")], "preventivo")
+    others = [old for old in OLD if old.campaign != "preventivo"]
+    found = marks([*others, entry("09", "preventivo", "delivered")], "preventivo")
     assert found["08"] == "not due"  # the campaign is new: its first entry is of 09:00
     assert [found[hour] for hour in ("09", "10", "13")] == ["delivered", "missed", "missed"]
     assert {found[f"{hour}"] for hour in range(14, 21)} == {"still to come"}
 
 
 def test_on_the_first_day_nothing_was_missed() -> None:
-    assert set(marks([], "preventivo").values()) == {"not due", "still to come"}
+    assert set(marks([], "preventivo").values()) == {"still to come"}
 
 
 @pytest.mark.parametrize(
@@ -131,8 +188,9 @@ def test_on_the_first_day_nothing_was_missed() -> None:
         (["delivered", "failed"], "delivered"),
         (["held", "failed"], "failed"),
         (["failed", "empty"], "empty"),
-        (["publishing", "failed"], "unknown"),
-        (["failed", "started"], "running"),
+        (["publishing", "failed"], "in doubt"),
+        (["in doubt", "failed"], "in doubt"),
+        (["failed", "claimed"], "running"),
     ],
 )
 def test_the_best_entry_of_a_slot_wins(states: list[str], word: str) -> None:
@@ -141,24 +199,24 @@ def test_the_best_entry_of_a_slot_wins(states: list[str], word: str) -> None:
 
 def test_of_two_deliveries_the_later_counts() -> None:
     twice = [entry("14", "preventivo", "delivered", rows=rows) for rows in (10, 20)]
-    found = mp.day_grid(twice, CAMPAIGNS, HOURS, TUESDAY).cells["preventivo"][6][1]
+    found = mp.day_grid(past(twice), CAMPAIGNS, HOURS, TUESDAY).cells["preventivo"][0][1]
     assert found and found.rows == 20
 
 
 def test_nothing_is_due_on_sundays_and_holidays() -> None:
-    old = [entry("2026-12-10 08:00", "preventivo", "delivered")]
-    christmas = mp.Hours(HOURS.days, HOURS.starts, frozenset({date(2026, 12, 22)}))
-    assert set(marks(old, "preventivo", SUNDAY).values()) == {"not due"}
-    assert set(marks(old, "preventivo", hours=christmas).values()) == {"not due"}
-    assert set(marks(old, "preventivo").values()) == {"missed", "still to come"}
+    christmas = hours_of("mon-sat", clock_time(8), clock_time(20), date(2026, 12, 22))
+    assert marks(OLD, "preventivo", SUNDAY) == {}
+    assert marks(OLD, "preventivo", hours=christmas) == {}
+    assert set(marks(OLD, "preventivo").values()) == {"missed", "still to come"}
+    assert "Nothing is due today" in shown(OLD, now=SUNDAY) and "Nothing is due today" in page(OLD, now=SUNDAY)
 
 
 def test_a_campaign_has_hours_of_its_own() -> None:
-    own = campaign("preventivo", mp.Hours(mp.weekdays("mon-fri"), (clock_time(9, 30), clock_time(15))))
-    old = [entry("2026-12-10 09:00", "preventivo", "delivered")]
-    found = marks(old, "preventivo", campaigns=[own])
+    own = campaign("preventivo", hours_of("mon-fri", clock_time(9, 30), clock_time(15)))
+    both = [own, campaign("alto_valor")]
+    found = marks(OLD, "preventivo", campaigns=both)
     assert [hour for hour in found if found[hour] != "not due"] == ["09", "10", "11", "12", "13", "14", "15"]
-    assert set(marks(old, "preventivo", TUESDAY - timedelta(days=3), campaigns=[own]).values()) == {"not due"}
+    assert set(marks(OLD, "preventivo", TUESDAY - timedelta(days=3), campaigns=both).values()) == {"not due"}
 
 
 def test_what_was_sent_outside_the_hours_or_by_a_campaign_that_is_gone_is_shown() -> None:
@@ -169,7 +227,7 @@ def test_what_was_sent_outside_the_hours_or_by_a_campaign_that_is_gone_is_shown(
 
 
 def test_runs_are_not_campaigns() -> None:
-    grid = mp.day_grid([entry("13", "", "done"), entry("14", "", "failed")], CAMPAIGNS, HOURS, TUESDAY)
+    grid = mp.day_grid(past([run("13"), run("14", 4)]), CAMPAIGNS, HOURS, TUESDAY)
     assert tuple(grid.cells) == NAMES
     assert grid.last_success and grid.last_success.slot == "2026-12-22 13:00"
 
@@ -188,28 +246,28 @@ def test_runs_are_not_campaigns() -> None:
     ],
 )
 def test_a_slot_is_overdue_when_nothing_came_of_it(last: str, now: str, overdue: str) -> None:
-    hours = mp.Hours(HOURS.days, HOURS.starts, frozenset({date(2026, 12, 25)}))
-    moment = datetime.fromisoformat(now).replace(tzinfo=ZONE)
-    assert mp.day_grid([entry(last, "", "done")], CAMPAIGNS, hours, moment).overdue == overdue
-    assert mp.day_grid([entry(last, NAMES[0], "delivered")], CAMPAIGNS, hours, moment).overdue == overdue
-    assert mp.day_grid([], CAMPAIGNS, hours, moment).overdue == ""
+    hours = hours_of("mon-sat", clock_time(8), clock_time(20), date(2026, 12, 25))
+    read = datetime.fromisoformat(now).replace(tzinfo=ZONE)
+    assert mp.day_grid(past([run(last)]), CAMPAIGNS, hours, read).overdue == overdue
+    assert mp.day_grid(past([entry(last, NAMES[0], "delivered")]), CAMPAIGNS, hours, read).overdue == overdue
+    assert mp.day_grid(mp.Past(), CAMPAIGNS, hours, read).overdue == ""
 
 
 # ---- The terminal and monitoring ----
 
 
-def bad_day() -> list[mp.Entry]:
+def bad_day() -> list[Entry]:
     """Two good weeks, and then nearly everything that can happen."""
     good = [e for e in history(NAMES, TUESDAY) if e.slot < "2026-12-22 09:00" or e.slot in BAD_DAY_GOOD_SLOTS]
     hint = "see whether the query's tables were loaded; if it is right, raise '-- max_drop:' for this campaign"
     query = '20_preventivo.sql: line 14: relation "faturas" does not exist (42P01)'
     down = 'database: connection to server at "10.0.0.5", port 5432 failed: timeout expired'
-    made = [
+    made: list[Entry] = [
         entry("09", "cobranca_30d", "held", message="312 contacts, 65% fewer than the median of 896", hint=hint),
         entry("09", "preventivo", "failed", message=query, hint="correct the query; --check tries it without sending"),
         entry("09", "alto_valor", "empty"),
-        entry("09", "cobranca_60d", "delivered", rows=21_904, pickup="refused by the dialer"),
-        entry("11", "", "failed", file="fault", message=down, hint="check PGHOST, PGPORT and the network"),
+        entry("09", "cobranca_60d", "delivered", rows=21_904, pickup=mp.Pickup.REFUSED),
+        run("11", 5, message=down, hint="check PGHOST, PGPORT and the network", started=False),
         entry("13", "acordo_quebrado", "publishing", message="SFTP: the connection was lost during the rename",
               hint="the next run looks what became of it"),
         entry("14", "preventivo", "exported"),
@@ -220,10 +278,10 @@ def bad_day() -> list[mp.Entry]:
 BAD_DAY_GOOD_SLOTS = ("2026-12-22 10:00", "2026-12-22 12:00")
 
 
-def shown(entries: list[mp.Entry], encoding: str = "utf-8", language: str = "en", now: datetime = TUESDAY) -> str:
+def shown(entries: Sequence[Entry], encoding: str = "utf-8", language: str = "en", now: datetime = TUESDAY) -> str:
     """What --status prints in 80 columns."""
     file = io.TextIOWrapper(io.BytesIO(), encoding)
-    grid = mp.day_grid(entries, CAMPAIGNS, HOURS, now)
+    grid = mp.day_grid(past(entries), CAMPAIGNS, HOURS, now)
     mp.print_status(grid, Console(file=file, width=80, force_terminal=False), language)
     file.seek(0)
     return file.read()
@@ -236,8 +294,9 @@ def test_the_grid_fits_a_console_of_80_columns(encoding: str, language: str) -> 
         pytest.skip("Portuguese needs more than ASCII; the program replaces what a console lacks")
     lines = shown(bad_day(), encoding, language).splitlines()
     assert lines[0].split() == ["22/12", *(f"{hour:02}" for hour in range(8, 21))]
-    assert all(len(line) <= 80 for line in lines)
-    assert sum(line.startswith(NAMES) for line in lines) == len(NAMES)  # no name was folded
+    table = lines[: lines.index("")]
+    assert len(table) == 1 + len(NAMES) and all(line.startswith(NAMES) for line in table[1:])  # no name was folded
+    assert all(len(line) <= 80 for line in lines[: lines.index("") + 3])
 
 
 def test_the_grid_shows_rows_signs_and_the_last_successful_run() -> None:
@@ -261,11 +320,106 @@ def test_rows_are_abbreviated_to_four_characters(rows: int, text: str) -> None:
     assert mp.short_number(rows, "pt") == text.replace(".", ",")
 
 
+LONG_NAMES = tuple(f"campanha_de_cobranca_com_nome_comprido_{number}" for number in range(10, 50))
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_forty_campaigns_with_long_names_stay_readable(width: int, language: str) -> None:
+    """Slots that do not fit go into a second table below; no column is squeezed, no name folded."""
+    entries = [entry(f"{hour:02}", name, "delivered", rows=48_120) for hour in range(8, 14) for name in LONG_NAMES]
+    file = io.StringIO()
+    grid = mp.day_grid(past(entries), [campaign(name) for name in LONG_NAMES], HOURS, TUESDAY)
+    mp.print_status(grid, Console(file=file, width=width, force_terminal=False), language)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and len(lines) < 100
+    heads = [line.split()[1:] for line in lines if line.startswith("22/12")]
+    assert list(itertools.chain(*heads)) == [f"{hour:02}" for hour in range(8, 21)]
+    assert len(heads) == (2 if width == 80 else 1)
+    for name in LONG_NAMES:
+        assert sum(line.startswith(f"{name} ") for line in lines) == len(heads)
+
+
+def test_brackets_and_colons_in_a_name_are_no_markup() -> None:
+    strange = "[/x][red]:red_circle:"
+    text = shown([entry("10", strange, "held", message=f"{strange} 1", hint=f"{strange} 2")])
+    assert re.search(rf"^{re.escape(strange)} +‖", text, re.MULTILINE)
+    assert f"{strange}: 10:00 held: {strange} 1\n    -> {strange} 2\n" in text
+
+
+def test_the_status_tells_why_something_is_held_and_what_to_do() -> None:
+    lines = shown(bad_day()).splitlines()
+    at = lines.index("acordo_quebrado: 13:00 in doubt: SFTP: the connection was lost during the rename")
+    assert lines[at + 1] == "    -> the next run looks what became of it"
+    assert "cobranca_30d: 09:00 held (works again): 312 contacts, 65% fewer than the median of 896" in lines
+    assert "cobranca_60d: 09:00 not taken (works again): refused by the dialer" in lines
+    same = [entry("14", name, "held", message="too few", hint="look") for name in NAMES[:3]]
+    assert f"{', '.join(NAMES[:3])}: 14:00 held: too few\n    -> look\n" in shown(same)
+    fault = run("14", 5, message="no database", hint="check PGHOST", started=False)
+    assert "the whole run: failed: no database\n    -> check PGHOST\n" in shown([*history(NAMES, TUESDAY), fault])
+
+
+# ---- What the banner says ----
+
+DONE, PARTIAL = run("13"), run("13", 4, message="4 delivered, 1 held")
+BROKEN = run("14", 5, message="no database", started=False)
+LEFT = mp.Pickup.LEFT
+
+
+@pytest.mark.parametrize(
+    "today, look",
+    [
+        ([entry("13", "a", "delivered"), DONE], "DELIVERED"),
+        ([entry("13", "a", "empty"), DONE], "DELIVERED"),
+        ([entry("12", "a", "held"), entry("13", "a", "delivered"), DONE], "DELIVERED"),
+        ([entry("13", "a", "held"), entry("13", "b", "delivered"), PARTIAL], "HELD"),
+        ([entry("13", "a", "held"), DONE], "HELD"),  # and then a run of other campaigns alone
+        ([entry("13", "a", "failed"), entry("13", "b", "delivered"), PARTIAL], "HELD"),
+        ([entry("13", "a", "publishing"), entry("13", "b", "delivered"), PARTIAL], "HELD"),
+        ([entry("13", "a", "in doubt"), entry("13", "b", "delivered"), PARTIAL], "HELD"),
+        ([entry("13", "a", "delivered", pickup=LEFT), DONE], "HELD"),
+        ([entry("13", "a", "held"), DONE, entry("14", "a", "exported")], "HELD"),
+        ([entry("13", "a", "delivered"), PARTIAL], "HELD"),
+        ([entry("13", "a", "failed"), entry("13", "b", "failed"), PARTIAL], "FAILED"),
+        ([entry("13", "a", "delivered"), DONE, BROKEN], "FAILED"),
+        ([entry("11", "a", "delivered"), run("11")], "FAILED"),  # 12:00 and 13:00 are overdue
+        ([], "HELD"),
+    ],
+)
+def test_the_banner_is_green_only_where_nothing_needs_a_person(today: list[Entry], look: str) -> None:
+    text = mp.status_page(past(today), [campaign("a"), campaign("b")], HOURS, TUESDAY, "en")
+    assert re.findall('<p id="run" class="(.*?)"', text) == [look]
+
+
+def test_the_banner_says_what_is_the_matter() -> None:
+    day = [entry("13", "preventivo", "held"), entry("13", "alto_valor", "delivered")]
+    one = page([*day, run("13", 4, message="1 delivered, 1 held")])
+    assert "1 campaign needs attention: preventivo (held)<br>" in one
+    assert 'Last run: 2026-12-22 13:03<span id="ago"></span><br>1 delivered, 1 held<br>No successful run yet' in one
+    two = page([*day, entry("13", "acordo_quebrado", "publishing")], language="pt")
+    assert "2 campanhas precisam de atenção: preventivo (retido), acordo_quebrado (em dúvida)<br>" in two
+    many = page([entry("13", name, "failed") for name in FORTY], FORTY)
+    assert f"40 campaigns need attention: {', '.join(f'{n} (failed)' for n in FORTY[:6])}, 34 more<br>" in many
+    assert "attention" not in page(history(NAMES, TUESDAY))
+
+
+def test_after_a_run_that_held_something_page_and_status_say_so(stage: Stage) -> None:
+    stage.query("10_enviada", "SELECT 1 AS n")
+    stage.query("20_retida", "SELECT 1 AS n", min_rows=5)
+    stage.main(now=NOON)
+    text = (stage.output / "status.html").read_text(encoding="utf-8")
+    assert '<p id="run" class="HELD"' in text and "1 campaign needs attention: retida (held)" in text
+    told = stage.main(["--status"], now=NOON).stdout
+    assert re.search(r"^retida: 12:00 held: .*min_rows 5\n    -> check the query", told, re.MULTILINE)
+
+
 def test_monitoring_gets_the_same_grid_as_json() -> None:
-    found = json.loads(json.dumps(mp.status_json(mp.day_grid(bad_day(), CAMPAIGNS, HOURS, TUESDAY))))
+    found = json.loads(json.dumps(mp.status_json(mp.day_grid(past(bad_day()), CAMPAIGNS, HOURS, TUESDAY))))
     assert found["now"] == "2026-12-22T14:05:00-03:00"
     assert found["last_successful_run"].startswith("2026-12-22T12:12")
+    assert found["last_run"] == found["last_successful_run"]
     assert found["overdue_slot"] == "2026-12-22 13:00"
+    assert found["attention"] == {"acordo_quebrado": "in doubt"}
     assert found["campaigns"]["preventivo"]["2026-12-22 20:00"] == {"state": "still to come"}
     held = found["campaigns"]["cobranca_30d"]["2026-12-22 09:00"]
     assert (held["state"], held["message"]) == ("held", "312 contacts, 65% fewer than the median of 896")
@@ -275,14 +429,16 @@ def test_monitoring_gets_the_same_grid_as_json() -> None:
 # ---- The page as text ----
 
 
-def page(entries: list[mp.Entry], names: tuple[str, ...] = NAMES, language: str = "en", now: datetime = TUESDAY) -> str:
-    return mp.status_page(entries, [campaign(name) for name in names], HOURS, now, language)
+def page(
+    entries: Sequence[Entry], names: tuple[str, ...] = NAMES, language: str = "en", now: datetime = TUESDAY
+) -> str:
+    return mp.status_page(past(entries), [campaign(name) for name in names], HOURS, now, language)
 
 
 FORTY = tuple(f"{name}_{region}" for region in ("sul", "sp", "rj", "ne", "norte", "mg", "df", "co") for name in NAMES)
 
 
-def forty_bad_campaigns() -> list[mp.Entry]:
+def forty_bad_campaigns() -> list[Entry]:
     """Forty campaigns over two weeks, and today every one fails with long words."""
     now = TUESDAY.replace(hour=20, minute=59)
     old = [e for e in history(FORTY, now) if not e.slot.startswith("2026-12-22")]
@@ -305,15 +461,16 @@ def test_the_page_is_valid_html(language: str) -> None:
         html5lib.HTMLParser(strict=True).parse(text)  # raises at the first error
         assert re.search(f'<html lang="{"pt-BR" if language == "pt" else "en"}">', text)
         assert "<title>" in text and '<meta name="viewport"' in text
-        assert text.count("<th scope=") == 1 + 13 + len(NAMES)
+        slots = 13 if entries else 7  # on the first day only what is still to come
+        assert text.count("<th scope=") == 1 + slots + len(NAMES)
 
 
 def test_every_value_is_escaped() -> None:
     evil = '<script>alert("1")</script>&{}\'"'
     bad = entry("10", evil, "held", message=evil, hint=evil)
-    refused = entry("11", evil, "delivered", pickup=f"refused: {evil}", rows=3)
+    refused = entry("11", evil, "delivered", pickup=mp.Pickup.REFUSED, message=evil, rows=3)
     for language in ("en", "pt"):
-        text = page([bad, refused, entry("11", "", "failed", file="fault", message=evil, hint=evil)], language=language)
+        text = page([bad, refused, run("11", 5, message=evil, hint=evil, started=False)], language=language)
         assert text.count("<script>") == 1
         assert "alert(" not in text.replace("alert(&quot;1&quot;)", "")
         assert text.count("&lt;script&gt;") >= 7
@@ -327,8 +484,11 @@ def test_the_page_asks_nobody_for_anything() -> None:
 
 
 def test_the_page_tells_the_last_ten_problems_newest_first_with_what_to_do() -> None:
-    many = [entry(f"{hour:02}", name, "failed", message=f"{name} at {hour}", hint="do it") for hour in (9, 10, 11)
-            for name in NAMES]  # fmt: skip
+    many = [
+        entry(f"{hour:02}", name, "failed", message=f"{name} at {hour}", hint="do it", at=minute)
+        for hour in (9, 10, 11)
+        for minute, name in enumerate(NAMES)
+    ]
     problems = page([*many, entry("12", "alto_valor", "delivered", rows=5)]).partition("Latest problems")[2]
     told = re.findall(r"<p>(\w+ at \d+)</p><p>→ do it</p>", problems)
     assert told == [f"{e.campaign} at {int(e.slot[11:13])}" for e in reversed(many)][:10]
@@ -337,13 +497,49 @@ def test_the_page_tells_the_last_ten_problems_newest_first_with_what_to_do() -> 
 
 def test_the_page_tells_trend_latest_and_median() -> None:
     entries = history(NAMES, TUESDAY)
-    rows = [e.rows for e in entries if e.campaign == "alto_valor"]
+    rows = [e.rows for e in past(entries).mailings if e.campaign == "alto_valor"]
     told = f"alto_valor: latest {rows[-1]:,}, median {statistics.median(rows):,.0f}"
     assert f"<title>{told}</title>" in page(entries)
     assert told.replace(",", ".").replace(". ", ", ").replace("latest", "último").replace("median", "mediana") in page(
         entries, language="pt"
     )
     assert page([]).count("nothing delivered in two weeks") == len(NAMES)
+
+
+def drawing(counts: dict[str, int]) -> tuple[list[int], int]:
+    """How far down each point of a sparkline stands, of 42, and how many dots it has."""
+    text = mp.sparkline("a", counts, TUESDAY, "en")
+    line, dots = re.findall(r'<path class="(?:rows|dots) DELIVERED" d="(.*?)"', text)
+    return [int(y) for y in re.findall(r"[ML]-?\d+ (\d+)", line)], dots.count("h0")
+
+
+def test_a_sparkline_uses_its_height_and_a_quiet_one_stays_quiet() -> None:
+    slots = [f"2026-12-22 {hour:02}:00" for hour in range(8, 12)]
+    wild, dots = drawing(dict(zip(slots, (900, 1200, 600, 950), strict=True)))
+    assert (wild[1], wild[2], dots) == (4, 38, 1)
+    quiet, _ = drawing(dict(zip(slots, (1000, 1010, 990, 1000), strict=True)))
+    assert quiet[1] < quiet[0] < quiet[2] and quiet[2] - quiet[1] <= 6
+    assert 15 <= min(quiet) <= max(quiet) <= 27
+
+
+def test_a_point_without_neighbours_is_a_dot() -> None:
+    assert drawing({"2026-12-22 10:00": 5}) == ([21], 1)
+    assert drawing({"2026-12-22 10:00": 0}) == ([21], 1)
+    apart = {"2026-12-20 10:00": 5, "2026-12-21 10:00": 9, "2026-12-22 10:00": 7, "2026-12-22 11:00": 7}
+    assert drawing(apart)[1] == 3  # two alone, and the latest
+
+
+def test_the_page_computes_nothing_but_compares_with_the_clock() -> None:
+    """The moments are written by the program: of each slot that is due after the one served, for two weeks."""
+    hours = mp.Hours(HOURS.days, SATURDAY_SHORT.starts, frozenset({date(2026, 12, 25)}))
+    grid = mp.day_grid(past(history(NAMES, TUESDAY)), CAMPAIGNS, hours, TUESDAY)
+    _, words, due = json.loads(mp.page_facts(grid, "pt"))
+    assert words.startswith("O horário {slot} está atrasado")
+    assert due[0] == ["22/12/2026 15:00", "2026-12-22T15:20"]
+    assert due[6] == ["23/12/2026 08:00", "2026-12-23T08:20"]
+    days = [told[:5] for told, _ in due]
+    assert (days.count("24/12"), days.count("25/12"), days.count("26/12"), days.count("27/12")) == (13, 0, 6, 0)
+    assert days[-1] == "05/01" and not re.search(r"getHours|getDay|holiday", mp.PAGE_SCRIPT)
 
 
 def test_without_its_script_the_page_still_tells_what_is_overdue() -> None:
@@ -356,7 +552,7 @@ def test_the_portuguese_page_has_no_english_left() -> None:
     text = page(bad_day(), language="pt")
     read = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]+>", " ", text, flags=re.DOTALL)
     english = re.findall(r"\b(?:the|run|slot|last|latest|today|held|failed|delivered|missed|due|weeks)\b", read, re.I)
-    told = " ".join(e.message + e.hint + e.pickup for e in bad_day())
+    told = " ".join(e.message + e.hint for e in bad_day())
     assert [word for word in english if word not in told] == []
     assert "Última execução com êxito: 22/12/2026 12:12" in read
 
@@ -503,10 +699,26 @@ def test_the_page_renders_without_overflow_errors_or_faint_text(
         assert browser.value("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)"
         )
-        assert browser.value("document.querySelectorAll('tbody td').length") >= 13 * len(NAMES)
+        slots = 7 if name == "the first day" else 13
+        assert browser.value("document.querySelectorAll('tbody td').length") >= slots * len(NAMES)
         assert browser.happened("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
         asked = [event["params"]["request"]["url"] for event in browser.happened("Network.requestWillBeSent")]
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+
+
+def test_on_a_phone_the_table_opens_at_the_current_hour(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "status.html"
+    path.write_text(page(history(NAMES, TUESDAY.replace(hour=18)), now=TUESDAY.replace(hour=18)), encoding="utf-8")
+    where = """(() => {
+      const of = node => node.getBoundingClientRect(), hour = document.querySelector("[aria-current]");
+      const box = of(document.querySelector(".box")), name = of(document.querySelector("thead th"));
+      return [hour.textContent, of(hour).left >= name.right, of(hour).right <= box.right, scrollY];
+    })()"""
+    browser.show(path, 375, "light", TUESDAY.replace(hour=18))
+    assert browser.value(where) == ["18:00", True, True, 0]
+    assert browser.value("getComputedStyle(document.querySelector('.dots')).strokeWidth") == "5px"
+    browser.show(path, 1280, "light", TUESDAY.replace(hour=18))
+    assert browser.value("document.querySelector('.box').scrollLeft") == 0
 
 
 @pytest.mark.parametrize(
