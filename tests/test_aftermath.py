@@ -145,7 +145,7 @@ def test_a_campaign_that_needs_a_person_is_told_with_what_to_do(watched: Stage, 
     watched.query("30_c", "SELECT nome2 FROM contatos")
     assert watched.main(now=NOON).exit_code == 4
     (told,) = listener.told
-    assert "b: held: 1 contacts, fewer than min_rows 5" in told and "c: failed: 30_c.sql: line 1" in told
+    assert "b: held: 1 contact, fewer than min_rows 5" in told and "c: failed: 30_c.sql: line 1" in told
     assert "-> " in told and "a:" not in told
 
 
@@ -237,7 +237,9 @@ def test_a_mailing_that_was_not_picked_up_says_so_and_is_not_sent_again(stage: S
     stage.settings(PICKUP_TIMEOUT_SECONDS=1)
     stage.query("10_a", ONE)
     result = stage.deliver(now=NOON)
-    assert result.verdicts == {"a": "delivered"} and "not picked up within 1 s" in result.campaigns["a"]["pickup"]
+    entry = result.campaigns["a"]
+    assert (entry["verdict"], entry["pickup"]) == ("delivered", "not picked up")
+    assert "not picked up within 1 s" in entry["message"] and entry["hint"]
     assert stage.deliver(now=NOON + timedelta(minutes=5)).verdicts == {"a": "already delivered"}
     assert len(stage.files("a")) == 1
 
@@ -280,14 +282,14 @@ def test_a_ledger_that_is_taken_while_pickups_are_watched_costs_no_report(
 ) -> None:
     stage.settings(PICKUP_TIMEOUT_SECONDS=1)
     stage.query("10_a", ONE)
-    real = mailing_pipeline.Ledger.update
+    real = mailing_pipeline.Ledger.note
 
-    def update(ledger: mailing_pipeline.Ledger, entry_id: int, **values: Any) -> None:
+    def note(ledger: mailing_pipeline.Ledger, mailing: mailing_pipeline.Mailing, **values: Any) -> None:
         if values.get("pickup"):
-            raise mailing_pipeline.LocalFault("ledger.sqlite3: database is locked")
-        real(ledger, entry_id, **values)
+            raise mailing_pipeline.LocalFault(mailing_pipeline.text("{path}: {reason}", path="ledger", reason="locked"))
+        real(ledger, mailing, **values)
 
-    monkeypatch.setattr(mailing_pipeline.Ledger, "update", update)
+    monkeypatch.setattr(mailing_pipeline.Ledger, "note", note)
     result = stage.deliver()
     assert result.exit_code == 0 and result.verdicts == {"a": "delivered"}
     assert "the ledger could not note it" in result.log

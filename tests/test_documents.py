@@ -12,10 +12,11 @@ import pytest
 from stage import PROGRAM, PROJECT, Stage
 
 import mailing_pipeline
-from mailing_pipeline import SETTING_FIELDS, ExitCode, SettingsFault, load_settings
+from mailing_pipeline import SETTING_FIELDS, ExitCode, SettingsFault, State, load_settings
 
 EXAMPLE = PROJECT / "config.env.example"
 README = PROJECT / "README.md"
+TESTS = PROJECT / "tests"
 SETTING = re.compile(r"(?m)^(#?)([A-Z][A-Z0-9_]*)=(.*)$")
 NEEDED = {"PGHOST", "PGDATABASE", "PGUSER", "PGPASSWORD", "SFTP_HOST", "SFTP_USER", "SFTP_PASSWORD", "SFTP_HOST_KEY"}
 
@@ -77,7 +78,7 @@ def test_the_example_is_without_faults_as_it_is_and_with_every_default_written_o
         assert settings.run_deadline_minutes == 50
         with pytest.raises(SettingsFault) as caught:
             load_settings(config, {}, sends=True, knows_host=True)
-        told = "\n".join(caught.value.faults)
+        told = "\n".join(map(str, caught.value.faults))
         assert len(caught.value.faults) == 4
         assert all(f"{key}: missing" in told for key in ("SFTP_HOST", "SFTP_USER", "SFTP_HOST_KEY"))
         assert "SFTP_PASSWORD, SFTP_KEY_FILE" in told
@@ -144,6 +145,38 @@ def test_readme_quotes_what_the_program_says_in_both_languages(readme: str) -> N
         assert any(portuguese in told for told in said), (english, portuguese, said)
 
 
+def test_readme_tells_the_operator_what_each_word_means_in_both_languages(readme: str) -> None:
+    told = dict(re.findall(r"(?m)^\| `([^`]+)` / `([^`]+)` \|", readme))
+    assert told == {State(word).told("pt"): word for word in told.values()}
+    troubles = {State.HELD, State.FAILED, State.IN_DOUBT, State.NOT_TAKEN, State.MISSED}
+    assert troubles <= {*told.values()}
+
+
 def test_readme_names_no_directive_that_is_none(readme: str) -> None:
     for key in re.findall(r"(?m)^-- ([a-z_]+):", readme):
         assert key in mailing_pipeline.DIRECTIVES, key
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tests/README.md
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tests_readme_names_only_files_that_exist_and_tests_that_stand_in_them() -> None:
+    """A row of the table of faults names the files of its tests in its second cell."""
+    lines = (TESTS / "README.md").read_text(encoding="utf-8").splitlines()
+    for name in re.findall(r"`(test_\w+\.py)`", "\n".join(lines)):
+        assert (TESTS / name).exists(), name
+    for line in lines:
+        files = files_of_row(line) if re.match(r"\| \d", line) else list(TESTS.glob("test_*.py"))
+        texts = [path.read_text(encoding="utf-8") for path in files]
+        defined = set(re.findall(r"(?m)^def (test_\w+)", "\n".join(texts)))
+        named = set(re.findall(r"`(test_\w+)`", line))
+        assert named <= defined, (line[:60], named - defined)
+
+
+def files_of_row(line: str) -> list[Path]:
+    """Files that a row names: `database` is test_faults_database.py, `field` test_field.py."""
+    words = re.findall(r"\w+", line.split("|")[2])
+    names = [f"{start}{word}.py" for word in words for start in ("test_faults_", "test_", "")]
+    return [TESTS / name for name in names if (TESTS / name).exists()]
