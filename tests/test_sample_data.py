@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import date
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ from local_servers import (  # noqa: E402
     sshd_path,
     write_key_pair,
 )
+
+from mailing_pipeline import SETTING_FIELDS  # noqa: E402
 
 TODAY = date(2026, 12, 22)
 QUERY_FILES = sorted((PROJECT / "queries").glob("*.sql"))
@@ -152,9 +157,13 @@ def log_in(postgres: LocalPostgres, **other: str) -> psycopg.Connection[tuple[An
 
 
 def directives(query_file: Path) -> dict[str, str]:
+    return directives_of(query_file.read_text(encoding="utf-8"))
+
+
+def directives_of(query: str) -> dict[str, str]:
     """The settings in the leading comment lines of a query."""
     found = {}
-    for line in query_file.read_text(encoding="utf-8").splitlines():
+    for line in query.splitlines():
         if not line.startswith("--"):
             break
         if match := re.match(r"-- (\w+): (.+)", line):
@@ -299,6 +308,19 @@ def test_what_is_put_stands_in_the_local_folder(sftp: SftpServer) -> None:
         with client.open(remote(sftp, "mailing.csv")) as file:
             assert file.read() == content
     assert (sftp.root / "entrada" / "mailing.csv").read_bytes() == content
+
+
+def test_one_login_serves_several_channels_side_by_side(sftp: SftpServer) -> None:
+    """As the program's workers use it."""
+    contents = [os.urandom(1_000_000) for _ in range(4)]
+    names = [remote(sftp, f"mailing_{number}.csv") for number in range(4)]
+    with session(sftp) as first, ThreadPoolExecutor() as pool:
+        channel = first.get_channel()
+        assert channel is not None
+        clients = [paramiko.SFTPClient.from_transport(channel.get_transport()) for _ in contents]
+        list(pool.map(put, clients, names, contents))
+    for number, content in enumerate(contents):
+        assert (sftp.root / "entrada" / f"mailing_{number}.csv").read_bytes() == content
 
 
 def test_a_rename_refuses_an_existing_target(sftp: SftpServer) -> None:
@@ -579,15 +601,258 @@ def test_the_demo_s_config_keeps_every_value_as_it_is() -> None:
     assert dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False) == values
 
 
-def test_the_demo_ends_with_every_mailing_in_the_dialer_s_hands_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
+@pytest.fixture
+def temp(tmp_path: Path) -> Path:
+    """A TMPDIR of its own, to see what is left in it."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
     if is_root():  # PostgreSQL's user must be able to pass through
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(folder.stat().st_mode | 0o111)
-    environ = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PGHOST": "nowhere.invalid", "LANGUAGE": "xx"}
-    command = [sys.executable, str(PROJECT / "sample_data" / "demo.py")]
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
+        for each in (tmp_path, *tmp_path.parents[:2]):
+            each.chmod(each.stat().st_mode | 0o111)
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The project as a newcomer has it, in a folder with a blank and an accent."""
+    folder = tmp_path / "Área de Trabalho" / "mailing"
+    not_ours = shutil.ignore_patterns(".*", "output", "logs", "wheels", "config.env", "__pycache__")
+    shutil.copytree(PROJECT, folder, ignore=not_ours)
+    return folder
+
+
+def zone_at(hour: int) -> str:
+    """A time zone, as POSIX writes it, in which it is five past that hour now; mostly on another weekday."""
+    now = datetime.now(UTC)
+    west_min = (now.hour * 60 + now.minute - hour * 60 - 5) % (24 * 60)
+    return f"XXX{west_min // 60}:{west_min % 60:02}"
+
+
+# What this shell sets would win over the demo's config.env, in the demo and in the commands that it prints.
+HOSTILE = {"PGHOST": "nowhere.invalid", "LANGUAGE": "xx", "RUN_HOURS": "nonsense", "HOLIDAYS": "always"}
+
+
+def start_demo(clone: Path, temp: Path, *options: str, **environ: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(clone / "sample_data" / "demo.py"), *options]
+    environ = os.environ | {"TMPDIR": str(temp)} | HOSTILE | environ
+    return subprocess.Popen(
+        command, env=environ, cwd=temp, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+
+
+def page_rows(page: Path) -> dict[str, list[str]]:
+    """Today's table: campaign and the words of its cells."""
+    (table,) = re.findall(r"(?s)<table.*?</table>", page.read_text(encoding="utf-8"))
+    rows = {}
+    for row in re.split(r"<tr[^>]*>", table)[1:]:
+        name, *cells = (re.sub(r"<[^>]+>", "", cell).strip() for cell in re.split(r"<t[hd]\b[^>]*>", row)[1:])
+        rows[name] = cells
+    return rows
+
+
+@pytest.mark.parametrize("hour", [3, 23], ids=["in the night", "before midnight"])
+def test_the_demo_ends_with_every_mailing_in_the_dialer_s_hands_and_leaves_only_the_page(
+    clone: Path, temp: Path, hour: int
+) -> None:
+    process = start_demo(clone, temp, TZ=zone_at(hour))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert re.search(r"^  dialer: campaign cobranca_30d started: 4,\d{3} contacts$", said, re.MULTILINE)
+    assert "All 6 mailings are in the dialer's hands, whole; the collapsed one is not" in said
+    assert f"Slot {datetime.now():%Y}" in said and f" {hour:02}:00" in said
+    assert list(temp.iterdir()) == []
+    page = clone / "output" / "status.html"
+    assert f"What the status page says of it: {page}\n" in said
+    assert list(page.parent.iterdir()) == [page]
+    rows = page_rows(page)
+    names = demo.campaigns(PROJECT / "queries")
+    assert list(rows)[1:] == [*names, "mutirao"]
+    slots = next(iter(rows.values()))
+    now = slots.index(f"{hour:02}:00")
+    assert all(re.fullmatch(rf"✓ [\d,]+\s*{hour:02}:\d\d", rows[name][now]) for name in names), rows
+    assert "held" in rows["mutirao"][now]
+    later = {cell for cells in list(rows.values())[1:] for cell in cells[now + 1 :]}
+    assert later <= {"·"}, "what is delivered this hour is due in the next one too"
+
+
+def test_every_command_that_the_demo_prints_can_be_pasted_as_it_stands(clone: Path, temp: Path) -> None:
+    process = start_demo(clone, temp, "--keep")
+    assert process.stdout is not None
+    said = ""
+    while "; logs.\n" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    commands = re.findall(r"(?:^\$ |^  # .*\n  )(.+)$", said, re.MULTILINE)
+    assert len(commands) == 2 + len(demo.HANDS_ON)
+    ended = [
+        subprocess.run(command, shell=True, env=os.environ | HOSTILE, cwd="/", capture_output=True, encoding="utf-8")
+        for command in commands
+    ]
+    # The first run's again, with the collapsed one beside it; that one alone; then --check, --dry-run …
+    assert [done.returncode for done in ended] == [4, 4, 0, 4, 4, 4, 0], [done.stdout + done.stderr for done in ended]
+    assert "already delivered" in ended[0].stdout
+    assert "held" in ended[1].stdout and "cobranca_30d" not in ended[1].stdout
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert list(temp.iterdir()) == []
+
+
+def test_the_demo_says_at_its_end_how_to_try_it_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "nowhere.invalid")
+    for key in demo.of_this_shell():
+        if key != "PGHOST":
+            monkeypatch.delenv(key)
+    assert demo.shell_line(["py", "a b.py", "--keep"]) == "env --unset=PGHOST py 'a b.py' --keep"
+    monkeypatch.delenv("PGHOST")
+    assert demo.shell_line(["py", "a b.py", "--keep"]) == "py 'a b.py' --keep"
+    monkeypatch.setattr(demo, "WINDOWS", True)
+    assert demo.shell_line(["py", "a b.py"]) == 'py "a b.py"'
+    monkeypatch.setenv("PGHOST", "nowhere.invalid")
+    assert demo.shell_line(["py", "a b.py"]) == 'set "PGHOST=" & py "a b.py"'
+
+
+@pytest.mark.parametrize("key", SETTING_FIELDS)
+def test_no_setting_of_this_shell_reaches_the_demo(key: str) -> None:
+    assert demo.PROGRAM_SETTINGS.fullmatch(key)
+
+
+@pytest.mark.parametrize(
+    ("now", "waits_s"), [("23:59:00", 0), ("23:59:20", 40), ("23:59:59", 1), ("00:00:00", 0), ("13:59:59", 0)]
+)
+def test_the_demo_lets_midnight_pass(now: str, waits_s: float) -> None:
+    assert demo.seconds_to_wait(datetime.fromisoformat(f"2026-12-22 {now}")) == waits_s
+
+
+def test_the_page_of_an_installed_program_is_never_overwritten_by_the_demo(tmp_path: Path) -> None:
+    made, output = tmp_path / "made.html", tmp_path / "output"
+    made.write_text("the demo's")
+    assert demo.keep_page(made, output) == output / "status.html"
+    (output / "status.html").write_text("the real one")
+    (output / "ledger.sqlite3").touch()
+    assert demo.keep_page(made, output) == output / "demo_status.html"
+    assert (output / "status.html").read_text() == "the real one"
+    assert (output / "demo_status.html").read_text() == "the demo's"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What README says of samples and demo
+# ---------------------------------------------------------------------------------------------------------------------
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+FORMULA = '=HYPERLINK("http://127.0.0.1";"Nota")'
+
+
+def example_of_readme() -> tuple[str, str]:
+    """Its query, and the file name that stands above it."""
+    found = re.search(r"(?s)`queries/(\w+\.sql)`: the number.*?```sql\n(.*?)```", README)
+    assert found
+    return found[1], found[2]
+
+
+def test_the_query_of_readme_is_planned_and_delivered_in_the_demo_and_a_formula_arrives_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    name, query = example_of_readme()
+    folder = demo_folder(tmp_path_factory)
+    with demo.stage(folder) as (config, dialer):
+        for sample in (folder / "queries").iterdir():
+            sample.unlink()
+        (folder / "queries" / name).write_text(query, encoding="utf-8")
+        quoted = FORMULA.replace("'", "''")
+        (folder / "queries" / "20_preventivo.sql").write_text(f"SELECT '{quoted}' AS nome", encoding="utf-8")
+        assert demo.run_program(config, "--check") == 0
+        assert demo.run_program(config) == 0
+        got = {each.campaign: each.path.read_text("utf-8") for each in dialer.wait_for(2)}
+    lines = got["cobranca_30d"].splitlines()
+    assert lines[0] == directives_of(query)["columns"]
+    assert len(lines) > 4_000
+    assert got["preventivo"].splitlines()[1] == '"' + FORMULA.replace('"', '""') + '"'
+
+
+def demo_folder(factory: pytest.TempPathFactory) -> Path:
+    """As demo.py makes one: PostgreSQL's user and sshd can pass through."""
+    folder = factory.mktemp("demo")
+    folder.chmod(0o755)
+    return folder
+
+
+def test_readme_has_every_sample_query_removed_before_the_first_check() -> None:
+    first, last = re.search(r"Delete the sample queries `queries\\(\d+)_…` to `(\d+)_…`", README).groups()  # type: ignore[union-attr]
+    assert README.index("Delete the sample queries") < README.index("run_pipeline.bat --check")
+    left = [file for file in QUERY_FILES if not int(first) <= int(file.name[:2]) <= int(last)]
+    assert [directives(file).get("enabled") for file in left] == ["no"]
+
+
+def test_readme_names_the_page_where_the_demo_leaves_it(tmp_path: Path) -> None:
+    (tmp_path / "made").touch()
+    page = demo.keep_page(tmp_path / "made", tmp_path / "output")
+    assert f"`{page.relative_to(tmp_path).as_posix()}`" in README
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The set-up of demo and tests
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+PIP = """#!/bin/sh
+case "$*" in *"-m pip install"*) echo pip >> "{calls}"; exit ${{PIP_ENDS_WITH:-0}};; esac
+echo "inside: $*"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for .venv's python")
+def test_installing_is_said_only_when_something_is_installed(clone: Path, temp: Path) -> None:
+    """The clone's own Python lacks everything; .venv's stands in, since the real one would take the internet."""
+    calls = temp / "calls"
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PIP.format(calls=calls))
+    python.chmod(0o755)
+
+    def start(**environ: str) -> tuple[int, str]:
+        command = [sys.executable, "-I", "-S", str(clone / "sample_data" / "demo.py"), "--keep"]
+        done = subprocess.run(command, env=os.environ | environ, capture_output=True, encoding="utf-8", check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = start(PIP_ENDS_WITH="1")
+    assert code == 2 and "the installation failed" in said
+    code, said = start()
+    assert code == 0 and "Installing what is needed" in said, said
+    assert said.endswith(f"inside: {clone / 'sample_data' / 'demo.py'} --keep\n")
+    code, said = start()
+    assert (code, said) == (0, f"inside: {clone / 'sample_data' / 'demo.py'} --keep\n")
+    with (clone / "tests" / "requirements.txt").open("a") as file:
+        file.write("# an update\n")
+    assert "Installing what is needed" in start()[1]
+    assert calls.read_text().split() == ["pip"] * 3
+
+
+def imported(file: Path) -> set[str]:
+    """The first words of what a file imports at its top."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_package_that_a_test_imports_is_looked_for_before_the_tests_begin() -> None:
+    """Or an environment of last month would end in tracebacks, not in an installation."""
+    files = [*PROJECT.glob("*.py"), *PROJECT.glob("tests/**/*.py"), *PROJECT.glob("sample_data/*.py")]
+    own = {file.stem for file in files} | {"rig", "windows"}
+    brought_along = {"cryptography", "numpy", "packaging"}  # by paramiko, pandas, pytest
+    foreign = set().union(*map(imported, files)) - own - sys.stdlib_module_names - brought_along
+    assert foreign <= {*demo.PACKAGES, *demo.TEST_PACKAGES}
+
+
+def test_without_shared_beside_it_a_clone_says_so_in_one_line(clone: Path) -> None:
+    chosen = [str(clone / "tests" / name) for name in ("test_schedule_task.py", "test_windows_python.py")]
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", *chosen]
+    done = subprocess.run(command, cwd=clone, capture_output=True, encoding="utf-8", timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^  dialer: campaign cobranca_30d started: 4,\d{3} contacts$", done.stdout, re.MULTILINE)
-    assert "All 6 mailings are in the dialer's hands, whole" in done.stdout
-    assert list((tmp_path / "tmp").iterdir()) == []
+    (line,) = re.findall(r"^SKIPPED .*$", done.stdout, re.MULTILINE)
+    assert "../shared is not beside this clone" in line
