@@ -181,8 +181,8 @@ if "%CODE%"=="0" echo Tudo certo: o que devia ser enviado foi enviado, ou ja tin
 if "%CODE%"=="0" echo All well: what was due was delivered, or had been already, or was allowed to be empty. Nothing to do.
 if "%CODE%"=="1" echo Erro do programa. Mande o arquivo mais novo da pasta logs a quem cuida do programa.
 if "%CODE%"=="1" echo A bug in the program. Send the newest file of the folder logs to whoever looks after it.
-if "%CODE%"=="2" echo Configuracao, consulta ou uso errado; nada foi enviado. Corrija o que as linhas acima dizem e repita.
-if "%CODE%"=="2" echo Settings, a query or the usage is wrong; nothing was sent. Mend what the lines above say and run again.
+if "%CODE%"=="2" echo Configuracao, registro ou uso errado, ou nenhuma consulta que sirva: nada foi iniciado. Corrija o que dizem as linhas acima.
+if "%CODE%"=="2" echo Settings, ledger or usage wrong, or no usable query file: nothing was started. Mend what the lines above say.
 if "%CODE%"=="3" echo Outra execucao esta em andamento. Espere ela terminar; se ainda faltar algo, execute de novo.
 if "%CODE%"=="3" echo Another run is active. Wait until it has finished; if something is still missing, run again.
 if "%CODE%"=="4" echo Algumas campanhas falharam ou foram retidas. Leia acima quais e por que, corrija e repita: nada vai duas vezes.

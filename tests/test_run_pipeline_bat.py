@@ -132,6 +132,42 @@ def says_both(said: str, portuguese: str, english: str) -> bool:
 PAUSED = "Press any key"  # Wine's words for pause, in an English locale
 
 
+# ---- Wine's own failings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["its server is killed", "a stand-in hears nothing", "cmd cannot start a program"])
+def test_where_wine_itself_fails_the_story_is_played_again_from_its_beginning(pc, failing):
+    failed = []
+    reply = {
+        "its server is killed": lambda: pc.machine.server.process.kill(),
+        "a stand-in hears nothing": lambda: (0, wine.FAILINGS[0]),
+        "cmd cannot start a program": lambda: (0, wine.FAILINGS[1]),
+    }[failing]
+
+    def fail_once(call: wine.Call) -> tuple[int, str] | None:
+        if not call.is_job or failed:
+            return None
+        failed.append(call)
+        return reply()
+
+    pc.desk.replies.append(fail_once)
+    with pytest.warns(UserWarning, match="played again"):
+        ended = pc.call("--check")
+    assert failed
+    assert ended.code == 0
+    assert pc.desk.modules() == ["venv", "pip"]  # not ready from the first time
+    assert len(pc.desk.jobs()) == 1
+
+
+def test_where_a_test_s_own_answer_fails_nothing_is_played_again(pc):
+    def fail(_: wine.Call) -> tuple[int, str]:
+        raise LookupError("on purpose")
+
+    pc.desk.replies.append(fail)
+    with pytest.raises(LookupError, match="on purpose"):
+        pc.call("--check")
+
+
 # ---- Arguments, directory, exit code ---------------------------------------------------------------------------------
 
 
@@ -281,11 +317,10 @@ def test_a_folder_that_cannot_be_written_to_is_said_to_be_that(pc):
 
 def test_two_at_once_do_not_set_up_the_same_folder(pc):
     """The second comes while pip of the first is at work: it leaves the folder alone and says so."""
-    second = []
+    second: list[wine.Ended] = []
 
     def start_the_second(call: wine.Call) -> tuple[int, str] | None:
-        if call.module == "pip" and not second:
-            second.append(None)
+        if call.module == "pip" and pc.desk.modules() == ["venv", "pip"]:
             other = threading.Thread(target=lambda: second.append(pc.call("--scheduled")))
             other.start()
             other.join()
@@ -293,8 +328,8 @@ def test_two_at_once_do_not_set_up_the_same_folder(pc):
 
     pc.desk.replies.append(start_the_second)
     assert pc.call("--check").code == 0
-    assert second[1].code == 3
-    assert says_both(second[1].said, "Outra janela", "Another window")
+    assert second[-1].code == 3
+    assert says_both(second[-1].said, "Outra janela", "Another window")
     assert pc.desk.modules() == ["venv", "pip"]
     assert len(pc.desk.jobs()) == 1
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +27,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from local_servers import LocalPostgres, SftpServer, free_port
+from local_servers import Dialer, LocalPostgres, SftpServer, free_port
+from rig.proxy import Proxy
 from stage import PROGRAM, PROJECT, Result, Stage
-from windows.cpython import INSIDE, WindowsPython, WindowsStage, replayed, windows_path
+from windows import needs, wine
 
 import mailing_pipeline
+
+# Here, and not in a fixture: what is missing is told once, not for each test. cpython.py itself needs Linux.
+needs.shared_file(PROJECT.parent / "shared" / "windows" / "setup.sh")
+needs.programs(*wine.PROGRAMS, packages=wine.PACKAGES)
+
+from windows.cpython import INSIDE, WindowsPython, WindowsStage, replayed, windows_path  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the interpreter
 
@@ -41,11 +50,9 @@ ORDER BY id
 """
 LARGE = "SELECT n::text AS telefone, repeat('ação ', 20) AS nota FROM generate_series(1, 60000) AS n ORDER BY n"
 QUICK = "SELECT telefone, nome FROM contatos ORDER BY id LIMIT 100"
-# 6 MB at once, so that the upload begins, and then a row every 50 ms for as long as a test may take.
-ENDLESS = """
-SELECT n::text AS telefone, repeat('x', 1000) AS nota, CASE WHEN n > 6000 THEN pg_sleep(0.05)::text END AS pausa
-FROM generate_series(1, 20000) AS n
-"""
+# 43 MB: an upload that lasts, on a line as slow as an office's or slower.
+HUGE = "SELECT n::text AS telefone, repeat('ação ', 20) AS nota FROM generate_series(1, 300000) AS n ORDER BY n"
+LINE, BROAD_LINE, TRICKLE = 1 << 20, 4 << 20, 50 << 10  # bytes a second
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +104,21 @@ def held_open(stage: WindowsStage, shares: dict[Path, str]) -> Iterator[None]:
         stage.python.said(process)
 
 
-def endless(stage: Stage, campaign: str) -> str:
-    """A query whose upload begins and whose rows never end."""
-    return f"{ENDLESS} /* {stage.folder} {campaign} */"
+@contextlib.contextmanager
+def slow_line(stage: Stage) -> Iterator[Proxy]:
+    """The stage reaches its SFTP server over a line of an office's breadth."""
+    with Proxy(stage.sftp.port) as line:
+        line.limit(LINE, "up")
+        stage.settings(SFTP_PORT=line.port)
+        yield line
+
+
+def is_uploading(stage: Stage, dialer: Dialer, line: Proxy) -> bool:
+    """Whether `pronta` is out and `lenta` is on its way; that then takes as long as the test does."""
+    if not (stage.files("lenta") and len(dialer.record) == 1):
+        return False
+    line.limit(TRICKLE, "up")
+    return True
 
 
 def asleep(stage: Stage, campaign: str) -> str:
@@ -107,11 +126,12 @@ def asleep(stage: Stage, campaign: str) -> str:
     return f"SELECT pg_sleep(600)::text AS telefone /* {stage.folder} {campaign} */"
 
 
-def active_queries(stage: Stage) -> int:
-    """How many of this stage's slow queries the server is still working on."""
+def active_queries(stage: Stage, mark: str = "") -> int:
+    """How many of this stage's slow queries, or of those marked so, the server is still working on."""
     with stage.database.connect() as connection:
         sql = "SELECT query FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-        return sum(f"/* {stage.folder} " in str(query) for (query,) in connection.execute(sql).fetchall())
+        found = connection.execute(sql).fetchall()
+        return sum(f"/* {mark or stage.folder} " in str(query) for (query,) in found)
 
 
 # ---- One day: check, rehearsal, delivery, once more, status ----------------------------------------------------------
@@ -256,8 +276,7 @@ def test_time_is_local_with_its_offset(day: Day) -> None:
     assert all(f"{local:%d-%m_%H-%M}" in arrival.name for arrival in day.arrivals)
 
 
-def test_a_large_mailing_is_uploaded_while_it_grows_and_then_renamed(day: Day) -> None:
-    """Its .part is opened by the courier again and again; an open file could not be renamed on Windows."""
+def test_a_mailing_of_several_blocks_leaves_no_part_of_it_behind(day: Day) -> None:
     assert len(day.linux["grande"]) > mailing_pipeline.BLOCK_BYTES
     assert not list(day.stage.output.rglob("*.part"))
 
@@ -310,10 +329,10 @@ def killed(new_stage: NewStage, python: WindowsPython) -> SimpleNamespace:
     """A run in the middle of an upload; a second one beside it; the first is killed, and the job started again."""
     stage = new_stage("killed")
     stage.query("10_pronta", QUICK)
-    lenta = stage.query("20_lenta", endless(stage, "lenta"))
-    with stage.dialer() as dialer:
+    lenta = stage.query("20_lenta", HUGE)
+    with slow_line(stage) as line, stage.dialer() as dialer:
         first = stage.start("--json")
-        python.wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
+        python.wait_for("an upload", lambda: is_uploading(stage, dialer, line))
         second = stage.run("--json")
         found = re.search(r"process (\d+), started", second.json["error"])
         number = found[1] if found else "0"
@@ -322,6 +341,7 @@ def killed(new_stage: NewStage, python: WindowsPython) -> SimpleNamespace:
         left = stage.files("lenta")
         ledger = stage.ledger()
         lenta.write_text(QUICK)
+        line.limit(0)
         third = stage.run("--json")
         arrivals = dialer.record
     return SimpleNamespace(
@@ -338,7 +358,10 @@ def test_a_killed_run_leaves_nothing_that_the_dialer_takes(killed: SimpleNamespa
     assert killed.reported == ""
     assert [name for name in killed.left if not name.startswith(".part-")] == []
     assert len(killed.left) == 1
-    assert {entry["campaign"]: entry["state"] for entry in killed.ledger} == {"pronta": "delivered", "lenta": "started"}
+    assert {entry["campaign"]: entry["state"] for entry in killed.ledger} == {
+        "pronta": "delivered",
+        "lenta": "exported",
+    }
 
 
 def test_the_run_after_a_kill_gets_the_lock_and_delivers_only_what_is_missing(killed: SimpleNamespace) -> None:
@@ -383,26 +406,32 @@ def stopped(new_stage: NewStage, python: WindowsPython) -> dict[str, SimpleNames
     def start(key: str) -> SimpleNamespace:
         stage = new_stage(key)
         stage.query("10_pronta", QUICK)
-        stage.query("20_lenta", endless(stage, "lenta"))
+        stage.query("20_lenta", HUGE)
         stage.query("30_dorme", asleep(stage, "dorme"))
-        return SimpleNamespace(stage=stage, dialer=dialers.enter_context(stage.dialer()), run=Stoppable(stage, key))
+        line, dialer = around.enter_context(slow_line(stage)), around.enter_context(stage.dialer())
+        return SimpleNamespace(stage=stage, line=line, dialer=dialer, run=Stoppable(stage, key))
+
+    def are_ready() -> bool:
+        uploads = [is_uploading(run.stage, run.dialer, run.line) for run in runs.values()]
+        return all(uploads) and all(active_queries(run.stage) == 1 for run in runs.values())
 
     def stop(started: SimpleNamespace) -> None:
         stage, dialer = started.stage, started.dialer
-        python.wait_for("an upload", lambda: stage.files("lenta") and len(dialer.record) == 1)
-        python.wait_for("the queries", lambda: active_queries(stage) == 2)
+        started.line.limit(BROAD_LINE)
         started.run.press()
         started.ledger = {entry["campaign"]: entry["state"] for entry in stage.ledger()}
         started.arrived = [arrival.campaign for arrival in dialer.record]
         started.drop, started.parts = stage.files("lenta"), list(stage.output.glob("*.part"))
 
-    with contextlib.ExitStack() as dialers:
+    with contextlib.ExitStack() as around:
         runs = {key: start(key) for key in KEYS}
+        python.wait_for("the uploads and queries", are_ready)
         for started in runs.values():
             stop(started)
         once_more = runs["ctrl_c"]
         for name in ("20_lenta", "30_dorme"):
             once_more.stage.query(name, QUICK, drop=False)
+        once_more.line.limit(0)
         once_more.again = once_more.stage.run("--json")
         once_more.arrived_in_the_end = [arrival.campaign for arrival in once_more.dialer.record]
     return runs
@@ -443,37 +472,117 @@ def test_the_run_after_ctrl_c_delivers_only_what_is_missing(stopped: dict[str, S
 
 @pytest.fixture(scope="module")
 @replayed
-def stopped_elsewhere(new_stage: NewStage, python: WindowsPython) -> dict[str, Stoppable]:
-    """Ctrl+C in a rehearsal's query, and in the pause before another try."""
-    stages = {name: new_stage(name) for name in ("rehearsal", "pause")}
+def stopped_elsewhere(new_stage: NewStage, python: WindowsPython) -> dict[str, Any]:
+    """Ctrl+C in a rehearsal's query, in the pause before another try, and in an upload over a line that trickles; there
+    the job is started again."""
+    stages = {name: new_stage(name) for name in ("rehearsal", "pause", "trickle")}
     stages["rehearsal"].query("10_dorme", asleep(stages["rehearsal"], "dorme"))
     stages["pause"].query("10_pronta", QUICK)
     stages["pause"].settings(SFTP_PORT=free_port(), RETRY_FIRST_SECONDS=60, RETRY_MAX_SECONDS=60)
-    rehearsal = Stoppable(stages["rehearsal"], "ctrl_c", "--dry-run")
-    pause = Stoppable(stages["pause"], "ctrl_c")
-    python.wait_for("a retry", lambda: " retry 1 of" in pause.stage.log())
-    pause.press()
-    python.wait_for("the rehearsal's query", lambda: active_queries(rehearsal.stage) == 1)
-    rehearsal.press()
-    return {"rehearsal": rehearsal, "pause": pause}
+    upload = stages["trickle"]
+    upload.query("10_pronta", QUICK)
+    upload.query("20_lenta", HUGE)
+    with slow_line(upload) as line, upload.dialer() as dialer:
+        rehearsal = Stoppable(stages["rehearsal"], "ctrl_c", "--dry-run")
+        pause = Stoppable(stages["pause"], "ctrl_c")
+        trickle = Stoppable(upload, "ctrl_c")
+        python.wait_for("a retry", lambda: " retry 1 of" in pause.stage.log())
+        pause.press()
+        python.wait_for("an upload", lambda: is_uploading(upload, dialer, line))
+        trickle.press()
+        left = upload.files("lenta")
+        python.wait_for("the rehearsal's query", lambda: active_queries(rehearsal.stage) == 1)
+        rehearsal.press()
+        line.limit(0)
+        again = upload.run("--json")
+        arrived = sorted(arrival.campaign for arrival in dialer.record)
+    return {
+        "rehearsal": rehearsal,
+        "pause": pause,
+        "trickle": SimpleNamespace(run=trickle, left=left, again=again, arrived=arrived),
+    }
 
 
-def test_ctrl_c_in_a_retry_pause_is_heard_at_once(stopped_elsewhere: dict[str, Stoppable]) -> None:
+def test_ctrl_c_in_a_retry_pause_is_heard_at_once(stopped_elsewhere: dict[str, Any]) -> None:
     pause = stopped_elsewhere["pause"]
     assert pause.code == 4, pause.said
     assert pause.seconds < 12  # the pause is one of 30 seconds at least
     assert [entry["state"] for entry in pause.stage.ledger()] == ["failed"]
 
 
-def test_ctrl_c_in_a_rehearsal_cancels_its_query_and_leaves_nothing_partial(
-    stopped_elsewhere: dict[str, Stoppable],
-) -> None:
+def test_ctrl_c_in_a_rehearsal_cancels_its_query_and_leaves_nothing_partial(stopped_elsewhere: dict[str, Any]) -> None:
     rehearsal = stopped_elsewhere["rehearsal"]
     assert rehearsal.code == 4, rehearsal.said
     assert rehearsal.seconds < 5, rehearsal.said
     assert "stopped by the operator" in rehearsal.stage.log()
     assert rehearsal.queries_left == 0
     assert not list(rehearsal.stage.output.rglob("*.part"))
+
+
+def test_ctrl_c_in_an_upload_over_a_line_that_trickles_ends_in_time_and_the_next_run_clears_up(
+    stopped_elsewhere: dict[str, Any],
+) -> None:
+    """Its temp cannot be removed in the seconds that a closed window has; no dialer takes it meanwhile."""
+    trickle = stopped_elsewhere["trickle"]
+    assert trickle.run.code == 4, trickle.run.said
+    assert trickle.run.seconds < 5, trickle.run.said
+    assert all(name.startswith(".part-") for name in trickle.left)
+    assert trickle.again.verdicts == {"pronta": "already delivered", "lenta": "delivered"}, trickle.again.said
+    assert trickle.arrived == ["lenta", "pronta"]
+    assert trickle.run.stage.files("lenta") == []
+
+
+# ---- Several workers; a server that falls silent ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+@replayed
+def workers(new_stage: NewStage, python: WindowsPython) -> SimpleNamespace:
+    """Eight campaigns for four workers; meanwhile a run of two, of whose backends one is frozen in its query."""
+    eight, frozen = new_stage("eight"), new_stage("frozen")
+    for number in range(8):
+        slow = "SELECT pg_sleep(2)::text || telefone AS telefone, nome FROM contatos ORDER BY id LIMIT 1"
+        eight.query(f"{number}0_c{number}", f"{slow} /* {eight.folder} */")
+    frozen.query("10_alfa", f"SELECT pg_sleep(4)::text || '11999887766' AS telefone /* {frozen.folder} */", timeout=5)
+    frozen.query("20_beta", QUICK)
+    with eight.dialer() as dialer, frozen.dialer() as other:
+        running, freezing = eight.start("--json"), frozen.start("--json")
+        python.wait_for("four queries at once", lambda: active_queries(eight) == 4)
+        python.wait_for("the query to be frozen", lambda: active_queries(frozen) == 1)
+        with frozen_backend(frozen):
+            with_one_frozen = frozen.end(freezing)
+        several = eight.end(running)
+        arrivals, others = dialer.record, other.record
+    return SimpleNamespace(**locals())
+
+
+@contextlib.contextmanager
+def frozen_backend(stage: Stage) -> Iterator[None]:
+    """PostgreSQL's process that works on this stage's slow query neither answers nor ends."""
+    with stage.database.connect() as connection:
+        sql = "SELECT pid, query FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+        (number,) = [pid for pid, query in connection.execute(sql).fetchall() if f"/* {stage.folder} " in str(query)]
+    os.kill(number, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(number, signal.SIGCONT)
+
+
+def test_a_run_with_several_workers_delivers_every_mailing_once(workers: SimpleNamespace) -> None:
+    names = [f"c{number}" for number in range(8)]
+    assert workers.several.exit_code == 0, workers.several.said
+    assert workers.several.verdicts == dict.fromkeys(names, "delivered")
+    assert sorted(arrival.campaign for arrival in workers.arrivals) == names
+
+
+def test_a_frozen_backend_is_given_up_at_its_limit_and_its_query_asked_once_more(workers: SimpleNamespace) -> None:
+    """Within the query's five seconds and the grace that a server has to say that they are over; then both arrive."""
+    run = workers.with_one_frozen
+    assert "the database fell silent" in run.log
+    assert run.verdicts == {"alfa": "delivered", "beta": "delivered"}, run.said
+    assert sorted(arrival.campaign for arrival in workers.others) == ["alfa", "beta"]
+    assert run.campaigns["alfa"]["seconds"] < 2 * (5 + mailing_pipeline.GRACE_S)
 
 
 # ---- Files that another program holds open ---------------------------------------------------------------------------
@@ -498,8 +607,10 @@ def add_old_mailing(stage: Stage) -> Path:
     """A mailing that was delivered years ago, and whose file nobody has deleted."""
     ledger = stage.output / "ledger.sqlite3"
     with contextlib.closing(mailing_pipeline.Ledger(ledger, mailing_pipeline.Clock())) as made:
-        old = made.start("2020-01-01 10:00", "alfa", mailing_pipeline.PurePosixPath("/"), "mailing_old.csv")
-        made.update(old, state="delivered", rows=100)
+        state = mailing_pipeline.State.DELIVERED
+        old = mailing_pipeline.Mailing(campaign="alfa", slot="2020-01-01 10:00", state=state, rows=100)
+        old.file = "mailing_old.csv"
+        made.claim(old)
     with contextlib.closing(sqlite3.connect(ledger)) as db, db:
         db.execute("UPDATE mailings SET changed = '2020-01-01T10:00:00.000-03:00'")
     (stage.output / "mailing_old.csv").write_text("old")
@@ -635,7 +746,7 @@ def test_settings_beside_the_program_may_have_drive_letters_backslashes_spaces_a
     paths: SimpleNamespace,
 ) -> None:
     assert paths.code == 0, paths.said
-    assert "settings and queries: 1 campaigns" in paths.said
+    assert "ok    queries: 1 campaigns" in paths.said
     assert "can rename" in paths.said  # and so the key was found
 
 
@@ -665,7 +776,7 @@ def probe(new_stage: NewStage, python: WindowsPython) -> dict[str, Any]:
     arguments = [windows_path(path) for path in (PROJECT, stage.config, folder)]
     process = python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
     found: dict[str, Any] = json.loads(python.said(process).splitlines()[-1])
-    return found
+    return found | {"queries_left": active_queries(stage, "probe")}
 
 
 def test_it_is_windows(probe: dict[str, Any]) -> None:
@@ -689,16 +800,18 @@ def test_codes_that_windows_knows_are_taken(probe: dict[str, Any]) -> None:
 
 
 def is_a_clear_fault(found: Any) -> bool:
-    return (
-        isinstance(found, dict)
-        and "file name" in found["message"]
-        and found["raised"] in ("ValueError", "SettingsFault")
-    )
+    return isinstance(found, dict) and "file name" in found["message"] and found["raised"] in ("Wrong", "SettingsFault")
 
 
 @pytest.mark.parametrize("pattern", NAMES_THAT_WINDOWS_LACKS)
 def test_a_time_code_that_windows_lacks_is_a_fault_and_no_crash(probe: dict[str, Any], pattern: str) -> None:
     assert is_a_clear_fault(probe["file_names"][pattern]), probe["file_names"][pattern]
+
+
+def test_such_a_code_is_a_fault_of_its_setting_or_of_its_query_file_alone(probe: dict[str, Any]) -> None:
+    found = probe["a_code_that_windows_lacks"]
+    assert found["setting"]["raised"] == "SettingsFault" and "FILE_NAME" in found["setting"]["message"], found
+    assert found["campaigns and broken"] == [["beta"], ["alfa"]]
 
 
 @pytest.mark.parametrize("pattern", ILLEGAL_NAMES)
@@ -767,16 +880,31 @@ def test_libpqs_service_file_is_looked_for_where_the_settings_say(probe: dict[st
     assert r"Z:\sem\nada.conf" in probe["service_file"]
 
 
-def test_a_query_is_given_up_when_the_run_ends(probe: dict[str, Any]) -> None:
-    found = probe["a_stopped_query"]
-    assert found["result"]["raised"] == "Stopped", found
-    assert found["seconds"] < 10  # and not pg_sleep's 30
+@pytest.mark.parametrize("asks", ["execute", "copy"])
+@pytest.mark.parametrize(
+    ("ends", "raised", "told"),
+    [
+        ("stop", "Stopped", "stopped by the operator"),
+        ("deadline", "Stopped", "deadline"),
+        ("limit", "DatabaseError", "the database fell silent"),
+    ],
+)
+def test_every_wait_for_a_silent_database_ends(
+    probe: dict[str, Any], asks: str, ends: str, raised: str, told: str
+) -> None:
+    found = probe["waits"][f"{asks} {ends}"]
+    assert found["raised"] == raised and told in found["message"], found
+    assert 0.9 < found["seconds"] < 10  # and not pg_sleep's 60; six at a time, and the query's cancel is part of it
+
+
+def test_a_wait_that_ends_cancels_its_query_in_the_server(probe: dict[str, Any]) -> None:
+    assert probe["queries_left"] == 0
 
 
 def test_a_silent_server_is_left_when_the_connection_is_dropped(probe: dict[str, Any]) -> None:
     found = probe["a_silent_sftp_server"]
-    assert found["result"]["raised"] == "DeliveryError", found
-    assert found["seconds"] < mailing_pipeline.CONNECT_TIMEOUT_S - 3
+    assert found["result"]["raised"] == "ConnectionLost", found
+    assert found["seconds"] < 10  # and not CONNECT_TIMEOUT_SECONDS' 30
 
 
 @pytest.mark.parametrize("which", ["target 1", "source 1"])
@@ -792,8 +920,9 @@ def test_a_rename_gives_up_after_three_seconds(probe: dict[str, Any]) -> None:
     assert 2.5 < found["seconds"] < 9
 
 
-def test_a_mailing_can_be_read_while_it_grows_and_then_takes_its_name(probe: dict[str, Any]) -> None:
-    assert probe["a_followed_file"] == ["one", "onetwo", "two", "onetwo", "False"]
+def test_a_file_has_its_name_only_when_it_is_whole(probe: dict[str, Any]) -> None:
+    found = probe["a_growing_file"]
+    assert found == {"growing": ["given up.csv.part", "kept.csv.part"], "left": ["kept.csv"], "kept": "ação"}
 
 
 def test_files_ledger_and_lock_work_beyond_260_characters(probe: dict[str, Any]) -> None:
@@ -806,7 +935,7 @@ def test_files_ledger_and_lock_work_beyond_260_characters(probe: dict[str, Any])
 def test_clock_and_timers_keep_their_promises(probe: dict[str, Any], python: WindowsPython) -> None:
     found = probe["times"]
     offset = "-03:30" if python.utc_offset % timedelta(hours=1) else "-03:00"
-    assert found["now"].endswith(offset) and found["log"].endswith(offset)
+    assert found["now"].endswith(offset) and f"{offset} INFO said" in found["log"]
     assert found["waited"]["result"] is False
     assert 0.6 < found["waited"]["seconds"] < 10
     assert 0.6 < found["steady"] < 10

@@ -11,7 +11,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,14 +20,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import AnyStr, ParamSpec, TypeVar
 
-import psutil
 from local_servers import LocalPostgres, SftpServer
 from stage import PROGRAM, PROJECT, Result, Stage, clean_environ
-from windows import needs, wine
+from windows import wine
 
 SETUP = PROJECT.parent / "shared" / "windows" / "setup.sh"
 REQUIREMENTS = PROJECT / "requirements.txt"
-WINESERVER = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
 INSIDE = Path(__file__).with_name("inside.py")
 
 
@@ -52,22 +49,14 @@ def zone_early_in_its_hour() -> tuple[str, timedelta]:
     return ("BRT3", timedelta(hours=-3)) if early else ("BRT3:30", timedelta(hours=-3, minutes=-30))
 
 
-class WineDied(Exception):
-    """Wine's own server has ended, and with it every Windows program."""
-
-
 class WindowsPython:
     """The interpreter, how to start a script on it and how to wait for one.
 
-    `server` is Wine's server for this prefix. That of Wine 8.0 dies once in some two hundred starts of the program:
-    "server/sock.c: sock_poll_event: Assertion `sock->obj.ops == &sock_ops' failed". Then every Windows program waits
-    for it for ever. So it is ours, its end is noticed, and what was going on is played again (see `replayed`).
-    `keeper` holds the services of Wine up: a start takes 0.1 s instead of 3.
+    Wine's server dies once in some two hundred starts of the program (see wine.py); then what was going on is played
+    again (see `replayed`).
     """
 
     def __init__(self) -> None:
-        needs.shared_file(SETUP)
-        needs.programs(*wine.PROGRAMS, packages=wine.PACKAGES)
         self.folder = made_once()
         self.prefix = self.folder / "prefix"
         zone, self.utc_offset = zone_early_in_its_hour()
@@ -80,36 +69,22 @@ class WindowsPython:
             "PYTHONDONTWRITEBYTECODE": "",  # the packages' own; or every start compiles pandas, for ten seconds
         }
         self._started: list[subprocess.Popen[bytes]] = []
-        self._server_said = self.folder / "server.txt"
+        self.server = wine.Server(clean_environ() | self.environment, self.folder / "server.txt")
         self._in_use = (self.folder.parent / "in use").open("w")
         fcntl.flock(self._in_use, fcntl.LOCK_EX)  # by one run of the tests at a time
         self.begin()
 
     def begin(self) -> None:
         """Start Wine anew, whatever is left of it."""
-        self.end_all()
-        environment = clean_environ() | self.environment
-        server = [WINESERVER, "--foreground", "--persistent"]
-        with self._server_said.open("w") as said:
-            self.server = subprocess.Popen(server, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        self.keeper = subprocess.Popen(
-            ["wine", "cmd"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
+        self.server.begin()
 
     def end_all(self) -> None:
         """End Wine's server and every program of this prefix, also one that has outlived its server."""
-        # In order, with its registry saved: it may be the one that made the prefix a second ago.
-        subprocess.run([WINESERVER, "--kill"], env=clean_environ() | self.environment, timeout=PATIENCE_S)
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("WINEPREFIX") == str(self.prefix):
-                    process.kill()
+        self.server.end_all()
 
     def check_server(self) -> None:
-        """Raise WineDied, with its last words, if Wine's server has ended."""
-        if self.server.poll() is not None:
-            last_words = self._server_said.read_text().strip()
-            raise WineDied(f"Wine's own server has ended with {self.server.returncode}: {last_words}")
+        """Raise WineFailed, with its last words, if Wine's server has ended."""
+        self.server.check()
 
     def wait_for(self, what: str, happened: Callable[[], object]) -> None:
         """Return when happened() is true; fail the test if that takes too long."""
@@ -169,15 +144,10 @@ class WindowsPython:
 
     def stop(self) -> None:
         """End Wine, and what a test that failed has left."""
-        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-            self.keeper.communicate(b"exit\r\n", timeout=20)
-        self.end_all()
-        for process in [*self._started, self.keeper, self.server]:
+        self.server.stop()
+        for process in self._started:
             process.communicate()
         self._in_use.close()
-
-
-PLAYS = 3
 
 
 def replayed(story: Callable[P, T]) -> Callable[P, T]:
@@ -190,14 +160,14 @@ def replayed(story: Callable[P, T]) -> Callable[P, T]:
     def play(*arguments: P.args, **fixtures: P.kwargs) -> T:
         python = fixtures["python"]
         assert isinstance(python, WindowsPython)
-        for last in (False,) * (PLAYS - 1) + (True,):
+        for last in (False,) * (wine.PLAYS - 1) + (True,):
             try:
                 python.check_server()
                 return story(*arguments, **fixtures)
-            except WineDied as died:
+            except wine.WineFailed as failed:
                 if last:
                     raise
-                warnings.warn(f"played again, since {died}", stacklevel=1)
+                warnings.warn(f"played again, since {failed}", stacklevel=1)
                 python.begin()
         raise AssertionError("unreachable")
 

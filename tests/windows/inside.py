@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 sys.dont_write_bytecode = True  # of the project's files
@@ -134,8 +134,11 @@ class Probes:
         try:
             return action()
         except Exception as error:
-            message = getattr(error, "message", None) or str(error)
-            return {"raised": type(error).__name__, "message": message, "hint": getattr(error, "hint", "")}
+            return {"raised": type(error).__name__, "message": str(error)}
+
+    def _stop(self) -> Any:
+        """The stop of a run that nothing ends."""
+        return self.program.Stop(self.clock, 50)
 
     def _seconds(self, action: Callable[[], Any]) -> dict[str, Any]:
         start_s = time.monotonic()
@@ -183,7 +186,10 @@ class Probes:
             folder = self.folder / f"queries {name} {len(pattern)}"
             folder.mkdir()
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
-            loaded: str = self.program.load_campaigns(folder, self.settings)[0].name
+            files = self.program.load_campaigns(folder, self.settings)
+            if files.broken:
+                raise self.program.QueryFault(files.broken[0])
+            loaded: str = files.campaigns[0].name
             return loaded
 
         names = ("con", "nul", "aux", "prn", "com1", "lpt9")
@@ -198,16 +204,34 @@ class Probes:
         folder.mkdir()
         for name, pattern in (("alfa", "Lista_%d-%m_%H-%M.csv"), ("beta", "lista_%d-%m_%H-%M.csv")):
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
-        campaigns = self.program.load_campaigns(folder, self.settings)
-        exports = self.program.new_exports(campaigns, self.folder, self.clock.now(), lambda _: False)
-        return [str(export.path).lower() for export in exports]
+        files = self.program.load_campaigns(folder, self.settings)
+        rehearsal = self.program.Options(dry_run=True)
+        run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), None), files)
+        run.plan(lambda _: False)
+        return [mailing.file.lower() for mailing in run.mailings]
+
+    def a_code_that_windows_lacks(self) -> dict[str, Any]:
+        """%-d in config.env, and in one of two query files."""
+        config = self.folder / "code.env"
+        config.write_text("FILE_NAME={campaign}_%-d.csv\n")
+        folder = self.folder / "queries code"
+        folder.mkdir()
+        (folder / "10_alfa.sql").write_text("-- file_name: {campaign}_%-d.csv\nSELECT 1 AS telefone")
+        (folder / "20_beta.sql").write_text("SELECT 1 AS telefone")
+
+        def loaded() -> list[list[str]]:
+            files = self.program.load_campaigns(folder, self.settings)
+            return [[item.name for item in items] for items in (files.campaigns, files.broken)]
+
+        setting = self._said(lambda: self.program.load_settings(config, {}, sends=False, knows_host=False))
+        return {"setting": setting, "campaigns and broken": self._said(loaded)}
 
     def query_files(self) -> list[str]:
         folder = self.folder / "queries order"
         folder.mkdir()
         for name in ("20_beta.sql", "10_alfa.sql", "B_gama.txt", "30_gama.sql.bak"):
             (folder / name).write_bytes(b"\xef\xbb\xbf-- min_rows: 1\r\nSELECT 1 AS telefone\r\n")
-        return [campaign.name for campaign in self.program.load_campaigns(folder, self.settings)]
+        return [campaign.name for campaign in self.program.load_campaigns(folder, self.settings).campaigns]
 
     def mangled_paths(self) -> dict[str, Any]:
         r"""What quotes of config.env make of \\servidor\pasta and C:\nova\tabela; and what a plain path stays."""
@@ -228,11 +252,12 @@ class Probes:
         return {what: self._said(lambda line=line: output(line)) for what, line in lines.items()}
 
     def winsock_errors(self) -> dict[str, list[Any]]:
-        r"""Retries and whether the session is dead, for errors as a Portuguese Windows words them."""
+        r"""Tries and whether the connection is lost, for errors as a Portuguese Windows words them."""
         found = {}
+        doing = self.program.text("writing {path}", path="alfa")
         for number in (10038, 10050, 10051, 10052, 10053, 10054, 10060, 10061, 10064, 10065):
-            error, dead = self.program.sftp_error(OSError(0, "rede inacessível", None, number), "writing")
-            found[str(number)] = [error.retries, dead, error.hint]
+            error = self.program.sftp_error(OSError(0, "rede inacessível", None, number), doing)
+            found[str(number)] = [error.tries, isinstance(error, self.program.ConnectionLost), str(error.hint)]
         return found
 
     def refused_connections(self) -> dict[str, Any]:
@@ -243,13 +268,16 @@ class Probes:
             settings = self.program.dataclass_replace(
                 self.settings, libpq={**self.settings.libpq, "port": str(port)}, **values
             )
-            database = self.program.Database(settings, self.program.Deadline(self.clock, 1))
+            servers = {
+                "database": self.program.Database(settings, self._stop()),
+                "sftp": self.program.DropFolders(settings, self._stop()),
+            }
             found = {}
-            for what, action in (("database", database.connect), ("sftp", self.program.DropFolders(settings).connect)):
+            for what, server in servers.items():
                 try:
-                    action()
+                    server.open()
                 except self.program.PipelineError as error:
-                    found[what] = [int(error.exit_code), error.retries, error.down, error.message]
+                    found[what] = [int(error.exit_code), error.tries, error.wide, str(error)]
             return found
 
     def service_file(self) -> str:
@@ -258,37 +286,66 @@ class Probes:
         settings = self.program.dataclass_replace(
             self.settings, libpq=libpq, libpq_environment={"PGSERVICEFILE": r"Z:\sem\nada.conf"}
         )
-        found: str = self._said(self.program.Database(settings, self.program.Deadline(self.clock, 1)).connect)[
-            "message"
-        ]
+        found: str = self._said(self.program.Database(settings, self._stop()).open)["message"]
         return found
 
-    def a_stopped_query(self) -> dict[str, Any]:
-        """pg_sleep under a deadline of one second: select() on a socket, with a time limit."""
-        program = self.program
-        deadline = program.Deadline(self.clock, 1 / 60)
-        database = program.Database(self.settings, deadline)
-        session = database.connect()
+    def waits(self) -> dict[str, Any]:
+        """How a wait for a query that is silent for a minute ends: by the operator, at the deadline, at its limit."""
+        found: dict[str, Any] = {}
+
+        def wait(asks: str, ends: str) -> None:
+            found[f"{asks} {ends}"] = self._waited(asks, ends)
+
+        cases = [(asks, ends) for asks in ("execute", "copy") for ends in ("stop", "deadline", "limit")]
+        threads = [threading.Thread(target=wait, args=case) for case in cases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        return found
+
+    def _waited(self, asks: str, ends: str) -> dict[str, Any]:
+        stop, start_s = self._stop(), 0.0
+        sql = "SELECT pg_sleep(60)::text AS telefone /* probe */"
+        campaign = self.program.parse_campaign("10_alfa.sql", sql, self.settings)
+        database = self.program.Database(self.settings, stop)
         try:
-            return self._seconds(lambda: session.run("SELECT pg_sleep(30)", "probe"))
+            with database.session(campaign) as session:
+                start_s = time.monotonic()
+                self._end_soon(ends, stop, session)
+                if asks == "execute":
+                    session.run(sql)
+                with session.copy(campaign.select) as blocks:
+                    list(blocks)
+        except self.program.PipelineError as error:  # the query was cancelled on the way, or the server would go on
+            return {"raised": type(error).__name__, "message": str(error), "seconds": time.monotonic() - start_s}
         finally:
-            session.close()
+            database.close()
+        return {"raised": "nothing"}
+
+    def _end_soon(self, ends: str, stop: Any, session: Any) -> None:
+        """A second from now the wait that is about to begin must be over."""
+        if ends == "stop":
+            threading.Timer(1, stop.end, [self.program.BY_OPERATOR]).start()
+        elif ends == "deadline":
+            stop.seconds -= stop.left_s() - 1
+        else:
+            session.timeout_s = 1 - self.program.GRACE_S
 
     def a_silent_sftp_server(self) -> dict[str, Any]:
         """A login to a server that says nothing, broken off from another thread, as the watchdog does."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]
             settings = self.program.dataclass_replace(self.settings, sftp_host="127.0.0.1", sftp_port=port)
-            drops = self.program.DropFolders(settings)
+            drops = self.program.DropFolders(settings, self._stop())
             found: dict[str, Any] = {}
-            login = threading.Thread(target=lambda: found.update(self._seconds(drops.connect)))
+            login = threading.Thread(target=lambda: found.update(self._seconds(drops.open)))
             login.start()
-            while drops._transport is None:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            start_s = time.monotonic()
-            drops.close()
-            login.join()
+            with silent.accept()[0]:
+                time.sleep(0.5)
+                start_s = time.monotonic()
+                drops.shut()
+                login.join()
             return found | {"seconds": time.monotonic() - start_s}
 
     def replace(self) -> dict[str, Any]:
@@ -314,18 +371,21 @@ class Probes:
             thread.join()
         return found
 
-    def a_followed_file(self) -> list[str]:
-        """A mailing that is read while it grows, and then takes its name."""
-        export = self.program.Export(None, self.folder / "grows.csv", threading.Condition())
-        export.attempt, export.file = 1, self.program.LocalFile(export.path)
-        seen = []
-        for text in (b"one", b"two"):
-            export.file.write(text)
-            seen.append(export.read(1, 0, 100).decode())
-        export.file.finish()
-        export.file.keep()
-        seen.append(export.read(1, 3, 100).decode())
-        return [*seen, export.path.read_text(), str(export.path.with_name("grows.csv.part").exists())]
+    def a_growing_file(self) -> dict[str, Any]:
+        """What stands in the folder while a mailing is written, when it is kept, and when it is given up."""
+        folder = self.folder / "growing"
+        folder.mkdir()
+
+        def names() -> list[str]:
+            return sorted(path.name for path in folder.iterdir())
+
+        kept, given_up = (self.program.LocalFile(folder / f"{name}.csv") for name in ("kept", "given up"))
+        for file in (kept, given_up):
+            file.write("ação".encode())
+        growing = names()
+        kept.keep()
+        given_up.discard()
+        return {"growing": growing, "left": names(), "kept": (folder / "kept.csv").read_text("utf-8")}
 
     def long_path(self) -> dict[str, Any]:
         folder = self.folder / ("a" * 100) / ("ç" * 60) / ("c" * 100)
@@ -334,14 +394,14 @@ class Probes:
         def file() -> str:
             file = self.program.LocalFile(folder / "mailing.csv")
             file.write(b"1")
-            file.finish()
             file.keep()
             return (folder / "mailing.csv").read_text()
 
         def ledger() -> list[int]:
             with contextlib.closing(self.program.Ledger(folder / "ledger" / "l.sqlite3", self.clock)) as ledger:
-                ledger.start("slot", "alfa", PurePosixPath("/entrada"), "file")
-                return [len(ledger.entries("campaign = ?", "alfa"))]
+                state = self.program.State.CLAIMED
+                ledger.claim(self.program.Mailing(campaign="alfa", slot="2026-12-22 10:00", state=state))
+                return [len(ledger.mailings("campaign = ?", "alfa"))]
 
         def lock() -> str:
             with self.program.only_run(folder / "run.lock", "me", self.clock, 0):
@@ -349,7 +409,7 @@ class Probes:
                     with self.program.only_run(folder / "run.lock", "you", self.clock, 0):
                         return "twice"
                 except self.program.Busy as error:
-                    return str(error.message)
+                    return str(error)
 
         return {
             "length": len(str(folder)),
@@ -364,7 +424,7 @@ class Probes:
         waited = self._seconds(lambda: clock.wait(threading.Event(), 0.7))
         return {
             "now": clock.now().isoformat(),
-            "log": self.program.LocalTimeFormatter("%(asctime)s").format(logging.makeLogRecord({})),
+            "log": self.program.LineFormatter().format(logging.makeLogRecord({"msg": "said", "levelname": "INFO"})),
             "waited": waited,
             "steady": clock.steady_s() - before_s,
         }

@@ -13,7 +13,7 @@ import pytest
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def programs(*names: str, packages: str) -> None:
@@ -29,7 +29,14 @@ def module(name: str) -> ModuleType:
 
 
 def shared_file(path: Path) -> Path:
-    """A file of ../shared, which stands beside the project where it is developed, and not in a plain clone."""
+    """A file of ../shared, which stands beside the project where it is developed, and not in a plain clone.
+
+    One reason for all of them, so that pytest sums them up in one line.
+    """
     if not path.exists():
-        pytest.skip(f"{path.name} is not there: ../shared is not beside this clone")
+        pytest.skip(
+            "../shared is not beside this clone: without it no test of the program on a Windows Python, "
+            "and none of the task against Microsoft's schema",
+            allow_module_level=True,
+        )
     return path
