@@ -801,22 +801,23 @@ KINDS = ("start-up", "query", "treatment", "writing", "upload", "waiting", "othe
 # decides. Keep it in step with the program: what is not named shows as "other".
 PURPOSES = {
     "start-up": ("<module>", "load_", "parse_", "parser", "libpq_options", "open_log", "make_console"),
-    "query": ("Session.", "Database."),
+    "query": ("Session.", "Database.", "Line.read"),
     "treatment": (
         "looks_tidy",
         "to_frame",
+        "tidy_names",
         "texts",
         "flat",
         "digits_only",
         "clean_phones",
-        "key_hashes",
+        "read_cells",
+        "read_phones",
+        "reachable",
         "SeenKeys.",
-        "merged",
         "Treatment.",
-        "with_reason",
     ),
-    "writing": ("to_csv", "quoted", "header_line", "encoded", "LocalFile.", "Ledger.", "Export._write"),
-    "upload": ("DropFolders.", "Export.read", "Courier.", "Dispatch."),
+    "writing": ("to_csv", "quoted", "header_line", "encoded", "LocalFile.", "MailingFiles.", "Ledger."),
+    "upload": ("DropFolders.", "Writer.", "Line.send", "Line.verify", "Line.publish", "Line._chunks"),
 }
 SAMPLE_S = 0.005
 
