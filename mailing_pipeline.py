@@ -3157,6 +3157,9 @@ NO_ACCESS = text("ask the server's administrator for write access to the folder"
 LACKS = text("the server lacks this operation")
 CONNECTION_LOST = text("the connection was lost")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
+OPENING = text("opening the session")
+LET_READ = text("let this user read the file")
+NO_KEY = text("is no private key that paramiko knows")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
 
 # Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and
@@ -3179,9 +3182,6 @@ SFTP_RULES = (
     Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError", lost=True),
     Rule(r"", TWICE_MORE, DISK, kind="OSError"),
 )
-
-
-OPENING = text("opening the session")
 
 
 def sftp_error(
@@ -3449,6 +3449,7 @@ class DropFolders:
             self._give_back(client, sound)
 
     def _take(self, dial: bool) -> paramiko.SFTPClient:
+        """A channel on the connection of this moment; dial: make one where there is none."""
         with self._channels.changed:  # one thread dials, the others wait
             if not dial and not (self._transport and self._transport.is_active()):
                 raise ConnectionLost(text("SFTP at {where}: the connection was lost", where=self.where), NETWORK)
@@ -3614,10 +3615,6 @@ def load_key(settings: Settings) -> paramiko.PKey:
         reason = text("the passphrase does not open it") if encrypted else NO_KEY
         hint = text("check SFTP_KEY_PASSPHRASE") if encrypted else text("make one with: ssh-keygen -t ed25519")
     raise DeliveryError(text("SFTP_KEY_FILE: {path}: {reason}", path=path, reason=reason), hint, wide=True)
-
-
-LET_READ = text("let this user read the file")
-NO_KEY = text("is no private key that paramiko knows")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4582,7 +4579,7 @@ def log_outcome(mailing: Mailing, error: PipelineError | None) -> None:
 def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
     """End a hung run: at the deadline break its SFTP connection, STOP_GRACE_S later the process.
 
-    Every wait of the program has an end of its own; this is for the waits of others (a driver, a library, a disk).
+    Every wait of our own looks at the stop; this is for those of others (a driver, a library, a disk).
     """
     over = threading.Event()
 
