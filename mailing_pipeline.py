@@ -80,7 +80,6 @@ import threading
 import time
 import traceback
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -3138,8 +3137,8 @@ def local_faults(path: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 SFTP_TIMEOUT_S = 60  # a request without any reply for so long means a dead connection
+CLOSE_TIMEOUT_S = 300  # some servers scan a file, or copy it elsewhere, before they answer its CLOSE
 CHUNK_BYTES = 1 << 20
-SFTP_CLOSE = 4  # the number of the request CLOSE (draft-ietf-secsh-filexfer-02, 3)
 IN_FLIGHT = 64  # writes without an answer yet, as OpenSSH's own client has them
 # The longest write that OpenSSH's sftp-server takes (sftp-common.h, SFTP_MAX_MSG_LENGTH, less 1 KB): with it
 # an upload takes two thirds of the time of 32 KB, which suit any server. Some take 16 KB, or less.
@@ -3149,17 +3148,29 @@ SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # PostgreSQL answers it with 
 
 NETWORK = text("check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?")
 DISK = text("see whether the server's disk is full or its quota used up")
-CHECK_SFTP_LOGIN = text("check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE")
-HUNG_UP = text("check the network, then SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password")
+CHECK_SFTP_LOGIN = text(
+    "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE (old servers refuse RSA keys: make an ed25519 key)"
+)
+HUNG_UP = text(
+    "check the network, SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password, "
+    "or where SFTP is not allowed"
+)
+NEW_PASSWORD = text("the server wants a new password: set one there, then SFTP_PASSWORD")
+UNATTENDED = text("ask the server's administrator for a login that needs nothing else")
+NO_SFTP = text("ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)")
 OLD_SERVER = text("the server offers only outdated algorithms (SHA-1); its administrator must update it")
-NO_FOLDER = text("create the folder on the server, or correct '-- folder:'")
+NO_FOLDER = text("create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR")
 NO_ACCESS = text("ask the server's administrator for write access to the folder")
+NO_TEMP = text(
+    "ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"
+)
+NO_RENAME = text("ask the server's administrator to let this user rename files there")
+NO_MOVE = text("is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?")
+LET_READ = text("let this user read the file")
+LET_LIST = text("let this user list the folder, or look at its files")
 LACKS = text("the server lacks this operation")
 CONNECTION_LOST = text("the connection was lost")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
-OPENING = text("opening the session")
-LET_READ = text("let this user read the file")
-NO_KEY = text("is no private key that paramiko knows")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
 
 # Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and
@@ -3169,6 +3180,7 @@ SFTP_RULES = (
     Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException", lost=True),
     Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException", lost=True),
     Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", lost=True),
+    Rule(r"info request", NEVER, NEW_PASSWORD, text("the password has expired"), kind="SSHException", lost=True),
     Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError"),
     Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError"),
     Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError"),
@@ -3184,54 +3196,398 @@ SFTP_RULES = (
 )
 
 
-def sftp_error(
-    error: Exception, doing: Text, hidden: Iterable[str] = (), where: str = "", lost: bool = True
-) -> DeliveryError:
-    """error while doing something on the server, classified; where: the server itself, if it is about that.
+def is_answer(error: Exception) -> bool:
+    """Whether the server said no, and the line is sound: exactly these types."""
+    return type(error) in (OSError, PermissionError, FileNotFoundError)
 
-    lost: False where the connection is known to be sound.
+
+def sftp_error(
+    error: Exception, doing: Text, hidden: Iterable[str] = (), where: str = "", refused: Text | None = None
+) -> DeliveryError:
+    """error while doing something on the server, classified.
+
+    where: the server itself, if it is about that; refused: what to do where the server's answer was no.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
     rule = next(rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error)))
     reason = rule.says or foreign(error, hidden) or type(error).__name__
     server = text("SFTP at {where}", where=where) if where else "SFTP"
     message = text("{server}: {doing}: {reason}", server=server, doing=doing, reason=reason)
-    kind = ConnectionLost if rule.lost and lost else DeliveryError
-    return kind(message, rule.hint, tries=rule.tries, wide=bool(where))
+    kind = ConnectionLost if rule.lost else DeliveryError
+    hint = refused if refused and type(error) in (OSError, PermissionError) and not rule.lost else rule.hint
+    return kind(message, hint, tries=rule.tries, wide=bool(where))
 
 
-class DictionaryKeepingCompressor:
-    """paramiko's own forgets what it has seen after every packet of 32 KB (Z_FULL_FLUSH): a tenth more to send.
+# ----- The connection: dialled, its host key a pinned one, logged in
 
-    RFC 4253, 6.2, asks for a partial flush.
-    """
-
-    def __init__(self) -> None:
-        self._zlib = zlib.compressobj()
-
-    def __call__(self, data: bytes) -> bytes:
-        return self._zlib.compress(data) + self._zlib.flush(zlib.Z_PARTIAL_FLUSH)
+WEAK = {"ciphers": ["3des-cbc"], "macs": ["hmac-md5", "hmac-md5-96", "hmac-sha1-96"]}  # are not offered
+OUTDATED = re.compile("sha1$|^ssh-(rsa|dss)$|cbc|arcfour|md5|^hmac-sha1")
+# What both sides must have in common, in the words of OpenSSH's settings, and paramiko's name for what we know of it.
+ALGORITHMS = {
+    "KexAlgorithms": ("kex_algo_list", "preferred_kex"),
+    "HostKeyAlgorithms": ("server_key_algo_list", "preferred_keys"),
+    "Ciphers": ("server_encrypt_algo_list", "preferred_ciphers"),
+    "MACs": ("server_mac_algo_list", "preferred_macs"),
+}
 
 
 @functools.cache
-def lenient_client() -> type[paramiko.SFTPClient]:
-    """paramiko's SFTPClient, which a status text in cp1252 ("não encontrado") does not break."""
+def transport_class() -> type[Any]:
+    """paramiko's Transport, that asks for the service of logging in once, and tells what the server offers.
+
+    The plain one asks for the service again before each method, which some servers refuse.
+    """
     import paramiko
-    from paramiko.sftp import SFTP_EOF, SFTP_NO_SUCH_FILE, SFTP_OK, SFTP_PERMISSION_DENIED
+    from paramiko.common import cMSG_SERVICE_REQUEST
 
-    kinds = {SFTP_NO_SUCH_FILE: errno.ENOENT, SFTP_PERMISSION_DENIED: errno.EACCES}
+    usual: Any = paramiko.Transport
 
-    class LenientClient(paramiko.SFTPClient):
+    class Transport(paramiko.ServiceRequestingTransport):  # type: ignore[name-defined, misc]
+        curve = "curve25519-sha256"  # by the name of RFC 8731
+        _kex_info = usual._kex_info | {curve: usual._kex_info[f"{curve}@libssh.org"]}
+        _preferred_kex = (curve, *usual._preferred_kex)
+        # GCM first: it spares the separate MAC.
+        _preferred_ciphers = tuple(sorted(usual._preferred_ciphers, key=lambda name: "gcm" not in name))
+        offers: Mapping[str, Sequence[str]] = {}
+
+        def _really_parse_kex_init(self, *message: Any, **how: Any) -> Mapping[str, Sequence[str]]:
+            self.offers = super()._really_parse_kex_init(*message, **how)
+            return self.offers
+
+        def ensure_session(self) -> None:
+            """paramiko's own waits for ever for a server that does not answer, or is gone."""
+            if self._service_userauth_accepted:
+                return
+            request = paramiko.Message()
+            request.add_byte(cMSG_SERVICE_REQUEST)
+            request.add_string("ssh-userauth")
+            self._send_message(request)
+            until_s = time.monotonic() + self.auth_timeout
+            while not self._service_userauth_accepted:
+                if not self.is_active():
+                    raise EOFError
+                if time.monotonic() > until_s:
+                    raise TimeoutError
+                time.sleep(0.01)
+            self.auth_handler = auth_handler_class()(self)
+
+    return Transport
+
+
+@functools.cache
+def auth_handler_class() -> type[Any]:
+    """paramiko's, which makes the event that it waits for after it has asked: an answer that is quicker was lost."""
+    from paramiko.auth_handler import AuthOnlyHandler
+
+    class AuthHandler(AuthOnlyHandler):
+        def __init__(self, transport: Any) -> None:
+            self._answered = threading.Event()
+            super().__init__(transport)
+
+        @property
+        def auth_event(self) -> threading.Event:
+            return self._answered
+
+        @auth_event.setter
+        def auth_event(self, _event: object) -> None:
+            pass
+
+        def send_auth_request(self, *values: Any) -> list[str]:  # type: ignore[override]
+            self._answered.clear()
+            return super().send_auth_request(*values)
+
+    return AuthHandler
+
+
+class SftpLogin:
+    """The connection that all workers share: dialled by its first use, and again after it broke.
+
+    Callers hold a lock of theirs, but for `close` and `shut`, which are safe from another thread.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.where = address(settings.sftp_host, settings.sftp_port, settings.secrets)
+        self.transport: Any = None
+        self._is_over = False
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.transport and self.transport.is_active())
+
+    def dialled(self) -> Any:
+        """The connection, whose host key is a pinned one; no password has been sent yet."""
+        if self._is_over:
+            raise ConnectionLost(text("the run is over"))
+        if not self.is_up:
+            with self._closed_after_errors():
+                self._dial()
+        return self.transport
+
+    def logged_in(self) -> Any:
+        """The connection, logged in."""
+        transport = self.dialled()
+        if not transport.is_authenticated():
+            with self._closed_after_errors():
+                log_in(transport, self.settings, self.where)
+        return transport
+
+    def close(self) -> None:
+        """Close the connection at once, whatever state it is in. The next use dials again."""
+        transport, self.transport = self.transport, None
+        if transport:
+            with contextlib.suppress(OSError):
+                transport.sock.shutdown(socket.SHUT_RDWR)
+            transport.close()
+
+    def shut(self) -> None:
+        """Close the connection for good: every request from now on fails at once."""
+        self._is_over = True
+        self.close()
+
+    @contextlib.contextmanager
+    def _closed_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _dial(self) -> None:
+        """Ask for the server's host keys, kind by kind, until one is pinned."""
+        seen: dict[str, str] = {}
+        kinds: Sequence[str] = ()
+        while not seen or kinds:
+            self._connect(kinds)
+            key = self.transport.get_remote_server_key()
+            seen[key.get_name()] = key.fingerprint
+            if self._is_pinned(key):
+                return
+            kinds = [
+                kind
+                for kind in self.transport.preferred_keys
+                if kind in self.transport.offers["server_key_algo_list"]
+                and re.sub("^rsa-.*", "ssh-rsa", kind) not in seen
+            ]
+        keys = ", ".join(f"{fingerprint} ({kind})" for kind, fingerprint in seen.items())
+        template = "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}"
+        hint = text("do not go on: ask the server's administrator whether the key was changed; no password was sent")
+        raise DeliveryError(text(template, where=self.where, keys=keys), hint, wide=True)
+
+    def _is_pinned(self, key: paramiko.PKey) -> bool:
+        pinned = self.settings.sftp_host_keys
+        return not pinned or any(secrets.compare_digest(key.fingerprint, one) for one in pinned)
+
+    def _connect(self, kinds: Sequence[str]) -> None:
+        """A new connection; kinds: of host keys to ask for, if not any."""
+        import paramiko
+
+        self.close()
+        settings, limit_s = self.settings, self.settings.connect_timeout_seconds
+        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), limit_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests would wait for Nagle's algorithm
+        self.transport = transport = transport_class()(sock, disabled_algorithms=WEAK)
+        transport.banner_timeout = transport.auth_timeout = limit_s
+        transport.use_compression(settings.sftp_compress)
+        if kinds:
+            transport.get_security_options().key_types = kinds
+        try:
+            transport.start_client(timeout=limit_s)  # returns silently after its timeout
+        except paramiko.SSHException as error:
+            self._explain(transport, error)
+            raise
+
+    def _explain(self, transport: Any, error: Exception) -> None:
+        """Raise what paramiko does not know: another server's port, or the algorithms that the server offers."""
+        settings = self.settings
+        if "banner" in str(error) and greeting(settings.sftp_host, settings.sftp_port, SSL_REQUEST) in (b"S", b"N"):
+            message = text("SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where)
+            raise DeliveryError(message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True)
+        for name, (theirs, ours) in ALGORITHMS.items():
+            offered, known = transport.offers.get(theirs, ()), getattr(transport, ours)
+            if offered and not set(offered) & set(known):
+                template = "SFTP at {where}: no {name} in common; the server offers {offered}"
+                message = text(template, where=self.where, name=name, offered=foreign(", ".join(offered)))
+                is_old = all(map(OUTDATED.search, offered))
+                hint = (
+                    OLD_SERVER
+                    if is_old
+                    else text("its administrator can allow one of: {known}", known=", ".join(known))
+                )
+                raise DeliveryError(message, hint, wide=True)
+
+
+def log_in(transport: Any, settings: Settings, where: str) -> None:
+    """Log in by what config.env has, each method once, as the server asks for them. Some want two of them."""
+    import paramiko
+
+    user, password = settings.sftp_user, settings.sftp_password
+    ways: dict[str, Callable[[], Sequence[str]]] = {}
+    if settings.sftp_key_file:
+        ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
+    if password:
+        ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
+        answers = functools.partial(answer, password, where, [])
+        ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answers)
+    wanted: Sequence[str] = list(ways)
+    while not transport.is_authenticated():
+        method = next((method for method in ways if method in wanted), None)
+        if not method:
+            raise wants_more(where, ", ".join(wanted))
+        try:
+            wanted = ways.pop(method)()
+        except paramiko.BadAuthenticationType as error:
+            wanted = error.allowed_types
+
+
+def answer(
+    password: str, where: str, asked: list[str], _title: str, _instructions: str, fields: Sequence[tuple[str, bool]]
+) -> list[str]:
+    """What a server that asks questions gets: the password to the first one. Raises DeliveryError for a second one."""
+    asked += [question for question, _ in fields]
+    if len(asked) > 1:  # a one-time code, or a new password in place of one that has expired
+        raise wants_more(where, asked[-1])
+    return [password] * len(fields)
+
+
+def wants_more(where: str, what: str) -> DeliveryError:
+    """A login that cannot be served unattended, or lacks a setting."""
+    message = text("SFTP at {where}: login: the server also wants {what}", where=where, what=foreign(what))
+    return DeliveryError(message, UNATTENDED, wide=True)
+
+
+def load_key(settings: Settings) -> paramiko.PKey:
+    """The private key of SFTP_KEY_FILE. Raises DeliveryError, which reaches every campaign."""
+    import paramiko
+
+    path, passphrase = settings.local(settings.sftp_key_file), settings.sftp_key_passphrase.encode() or None
+    try:
+        return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
+    except FileNotFoundError:
+        reason, hint = text("not found"), text("correct SFTP_KEY_FILE")
+    except OSError as error:
+        reason, hint = text("cannot be read: {reason}", reason=foreign(error.strerror)), LET_READ
+    except (paramiko.SSHException, ValueError, TypeError) as error:  # what cryptography says of a passphrase varies
+        asks = bool(passphrase) or "pass" in str(error).lower()
+        reason, hint = what_no_key_is(path.read_bytes(), asks)
+    raise DeliveryError(text("SFTP_KEY_FILE: {path}: {reason}", path=path, reason=reason), hint, wide=True)
+
+
+def what_no_key_is(content: bytes, asks_for_passphrase: bool) -> tuple[Text, Text]:
+    """What a file holds that is not a private key which can be used, and what to do."""
+    if content.startswith(b"PuTTY-User-Key-File"):
+        return text("is a key of PuTTY"), text("in PuTTYgen: Conversions, Export OpenSSH key")
+    if content.startswith((b"ssh-", b"ecdsa-", b"---- BEGIN SSH2 PUBLIC KEY")):
+        return text("is the public half of a key"), text("name the private key: the file without .pub")
+    if asks_for_passphrase and b"PRIVATE KEY" in content:
+        return text("the passphrase does not open it"), text("check SFTP_KEY_PASSPHRASE")
+    return text("is no private key that paramiko knows"), text("make one with: ssh-keygen -t ed25519")
+
+
+def break_off(channel: Any) -> None:
+    """Close a channel whose connection may be broken, too."""
+    with contextlib.suppress(OSError, EOFError):
+        channel.close()
+
+
+def start_sftp(transport: Any, limit_s: float) -> Any:
+    """A new channel, and SFTP on it."""
+    channel = transport.open_session(timeout=limit_s)
+    # invoke_subsystem() has no timeout: it waits for ever for a server that stays silent.
+    limit = threading.Timer(limit_s, break_off, [channel])
+    limit.daemon = True
+    limit.start()
+    try:
+        channel.settimeout(limit_s)
+        channel.invoke_subsystem("sftp")
+        client = client_class()(channel)
+        channel.settimeout(SFTP_TIMEOUT_S)
+        return client
+    finally:
+        limit.cancel()
+
+
+# ----- What is asked of the server
+
+
+@functools.cache
+def client_class() -> type[Any]:
+    """paramiko's SFTPClient, which no reply of a server breaks.
+
+    Texts and names are read leniently ("não encontrado" in cp1252). A reply that is cut short is an SFTPError:
+    paramiko's own fills it up with zeros, for hours if it says that it holds four billion attributes.
+    """
+    import paramiko
+
+    class Reply(paramiko.Message):
+        def get_text(self) -> str:
+            return self.get_string().decode("utf-8", "replace")
+
+    class WholeReply(Reply):
+        def get_bytes(self, n: int) -> bytes:
+            data = self.packet.read(n)
+            if len(data) < n:
+                raise paramiko.SFTPError("a reply was cut short")
+            return data
+
+    class Client(paramiko.SFTPClient):
+        def _request(self, kind: int, *values: Any) -> tuple[int, paramiko.Message]:
+            kind, message = super()._request(kind, *values)  # type: ignore[misc]
+            return kind, WholeReply(message.get_remainder())
+
         def _convert_status(self, msg: paramiko.Message) -> None:
-            code, told = msg.get_int(), msg.get_string().decode("utf-8", "replace")
-            if code == SFTP_EOF:
-                raise EOFError(told)
-            if code in kinds:
-                raise OSError(kinds[code], told)
-            if code != SFTP_OK:
-                raise OSError(told)
+            super()._convert_status(Reply(msg.get_remainder()))  # type: ignore[misc]
 
-    return LenientClient
+    return Client
+
+
+def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
+    """What the server tells of a name, where anything may be lacking; None if it is not there.
+
+    Some servers refuse to tell, or refuse it of a name that is not there: then the folder's list does.
+    """
+    import paramiko
+
+    try:
+        return client.stat(str(path))  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except paramiko.SFTPError:
+        return paramiko.SFTPAttributes()
+    except OSError as refused:
+        if not is_answer(refused):
+            raise
+        try:
+            entries = client.listdir_attr(str(path.parent))
+        except OSError as error:
+            raise (refused if is_answer(error) else error) from None
+    return next((entry for entry in entries if entry.filename == path.name), None)
+
+
+def create(client: Any, path: PurePosixPath) -> bytes:
+    """The handle of a new file. Where the server knows no exclusive creation, the random name is the guard."""
+    import paramiko
+    from paramiko import sftp
+
+    flags, nothing = sftp.SFTP_FLAG_WRITE | sftp.SFTP_FLAG_CREATE, paramiko.SFTPAttributes()
+    try:
+        _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_EXCL, nothing)
+    except OSError as refused:
+        if type(refused) is not OSError or told(client, path):
+            raise
+        _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_TRUNC, nothing)
+    handle: bytes = reply.get_binary()
+    return handle
+
+
+def close_file(client: Any, handle: bytes) -> None:
+    """The server's answer to CLOSE, which may take a while: some scan a file first, or copy it elsewhere."""
+    from paramiko.sftp import CMD_CLOSE
+
+    channel = client.get_channel()
+    channel.settimeout(CLOSE_TIMEOUT_S)
+    client._request(CMD_CLOSE, handle)
+    channel.settimeout(SFTP_TIMEOUT_S)
 
 
 class Writer:
@@ -3281,18 +3637,17 @@ class Writer:
 class DropFolders:
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
-    Dialled by its first use and again after a broken connection. Knows nothing of retrying: every method
-    raises DeliveryError, classified; ConnectionLost says that nobody knows whether the request was carried out.
+    Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says that nobody
+    knows whether the request was carried out.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self.settings, self.stop = settings, stop
         self.down: PipelineError | None = None  # once a whole retry budget was spent on it
-        self.where = address(settings.sftp_host, settings.sftp_port, settings.secrets)
-        self._transport: paramiko.Transport | None = None
-        self._channels: Pool[paramiko.SFTPClient] = Pool(stop, text("SFTP channels"))
+        self._login = SftpLogin(settings)
+        self.close, self.shut = self._login.close, self._login.shut
+        self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
         self._longest_write = 0  # of this server; 0: not known yet
-        self._shut = False
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
@@ -3301,40 +3656,29 @@ class DropFolders:
 
     def host_key(self) -> str:
         """The host key that the server shows, with its kind; no password is sent."""
-        with self._channels.changed, self._translated(text("asking for the host key"), self.where):
-            key = self._dialled().get_remote_server_key()
+        with self._channels.changed, self._translated(text("asking for the host key"), self._login.where):
+            key = self._login.dialled().get_remote_server_key()
             return f"{key.fingerprint} ({key.get_name()})"
-
-    def close(self) -> None:
-        """Close the connection at once, whatever state it is in; safe from another thread. The next use dials again."""
-        transport, self._transport = self._transport, None
-        if transport:
-            with contextlib.suppress(OSError):
-                transport.sock.shutdown(socket.SHUT_RDWR)
-            transport.close()
-
-    def shut(self) -> None:
-        """Close the connection for good: every request from now on fails at once."""
-        self._shut = True
-        self.close()
 
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
-        with self._client() as client, self._translated(text("looking for {path}", path=path)):
-            try:
-                size = client.stat(str(path)).st_size
-            except FileNotFoundError:
-                return None
-            except OSError as error:  # servers say FAILURE, too, for a name that is not there: ask for the list
-                if type(error) is not OSError or path.name in client.listdir(str(path.parent)):
-                    raise
-                return None
-        return self.read_back(path)[0] if size is None else size
+        with self._client() as client, self._translated(text("looking for {path}", path=path), refused=LET_LIST):
+            found = told(client, path)
+        if found and found.st_size is None:
+            return self.read_back(path)[0]
+        return found.st_size if found else None
 
     def check_folder(self, folder: PurePosixPath) -> None:
         """Raise DeliveryError unless folder is a directory. Never created: a misspelt one would be fed for ever."""
-        with self._client() as client, self._translated(text("drop folder {path}", path=folder)):
-            mode = client.stat(str(folder)).st_mode or 0
+        doing = text("drop folder {path}", path=folder)
+        with self._client() as client, self._translated(doing, refused=NO_FOLDER):
+            try:
+                mode = client.stat(str(folder)).st_mode or 0
+            except OSError as error:
+                if not is_answer(error):
+                    raise
+                client.listdir(str(folder))
+                mode = 0
         if mode & 0o170000 not in (0, 0o040000):  # some servers tell no type
             message = text("drop folder {path}: is not a folder", path=folder)
             raise DeliveryError(message, text("correct '-- folder:' in the query file"))
@@ -3347,14 +3691,13 @@ class DropFolders:
         acknowledged = False
         try:
             with self._client() as client:
-                with self._translated(text("creating {path}", path=temp)):
-                    file = client.open(str(temp), "wx")
-                    handle, file._closed = file.handle, True  # closed below, where a refusal is heard
+                with self._translated(text("creating {path}", path=temp), refused=NO_TEMP):
+                    handle = create(client, temp)
                 with self._translated(text("writing {path}", path=temp)):
                     self._write(client, handle, chunks)
                     acknowledged = True
                 with self._translated(text("closing {path}", path=temp)):
-                    client._request(SFTP_CLOSE, handle)
+                    close_file(client, handle)
         except DeliveryError as error:
             if not acknowledged:
                 raise
@@ -3381,7 +3724,7 @@ class DropFolders:
         """The size and SHA-256 of a file as it stands on the server, up to most bytes of it."""
         digest, size = hashlib.sha256(), 0
         doing = text("reading {path} back", path=path)
-        with self._client() as client, self._translated(doing), client.open(str(path), "rb") as file:
+        with self._client() as client, self._translated(doing, refused=LET_READ), client.open(str(path), "rb") as file:
             if most < 1 << 62:
                 file.prefetch(most, IN_FLIGHT)
             while size < most and (chunk := file.read(min(CHUNK_BYTES, most - size))):
@@ -3395,8 +3738,9 @@ class DropFolders:
         Never over a connection that is dialled for it: that takes time, and what was judged before is judged anew then.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
+        refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
         try:
-            with self._client(dial=False) as client, self._translated(doing):
+            with self._client(dial=False) as client, self._translated(doing, refused=refused):
                 client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
@@ -3412,8 +3756,20 @@ class DropFolders:
                 return False
         return True
 
+    def clear(self, path: PurePosixPath) -> None:
+        """See that no such file is there, whether there was one or not."""
+        try:
+            self.remove(path)
+        except ConnectionLost:
+            raise
+        except DeliveryError:
+            if self.size(path) is not None:
+                raise
+
     def _write(self, client: Any, handle: bytes, chunks: Iterable[bytes]) -> None:
         """Every byte acknowledged. A server that fails gets shorter writes from then on."""
+        from paramiko.sftp import CMD_CLOSE
+
         longest = self._longest_write or self._usual_write()
         writer = Writer(client, handle, longest)
         try:
@@ -3425,11 +3781,11 @@ class DropFolders:
             self._longest_write = max(SHORTEST_WRITE_BYTES, shorter)
             if not isinstance(error, (TimeoutError, EOFError)):
                 # Only told: closing for an answer would wait for the same silent server.
-                client._async_request(type(None), SFTP_CLOSE, handle)
+                client._async_request(type(None), CMD_CLOSE, handle)
             raise
 
     def _usual_write(self) -> int:
-        transport = self._transport
+        transport = self._login.transport
         return OPENSSH_WRITE_BYTES if transport and "OpenSSH" in transport.remote_version else WRITE_BYTES
 
     @contextlib.contextmanager
@@ -3448,26 +3804,31 @@ class DropFolders:
         finally:
             self._give_back(client, sound)
 
-    def _take(self, dial: bool) -> paramiko.SFTPClient:
+    def _take(self, dial: bool) -> Any:
         """A channel on the connection of this moment; dial: make one where there is none."""
         with self._channels.changed:  # one thread dials, the others wait
-            if not dial and not (self._transport and self._transport.is_active()):
-                raise ConnectionLost(text("SFTP at {where}: the connection was lost", where=self.where), NETWORK)
-            transport = self._logged_in()
+            if not dial and not self._login.is_up:
+                message = text("SFTP at {where}: the connection was lost", where=self._login.where)
+                raise ConnectionLost(message, NETWORK)
+            if self.down:
+                raise self.down
+            if not self._login.is_up:
+                self._channels.empty()
+            with self._translated(text("login"), self._login.where):
+                transport = self._login.logged_in()
         try:
             return self._channels.take(lambda: self._open_channel(transport))
         except DeliveryError:
             self._close_unused()
             raise
 
-    def _give_back(self, client: paramiko.SFTPClient, sound: bool) -> None:
+    def _give_back(self, client: Any, sound: bool) -> None:
         channel = client.get_channel()
         transport = channel.get_transport() if channel else None
-        sound = sound and channel is not None and transport is self._transport and not channel.closed
+        sound = sound and channel is not None and transport is self._login.transport and not channel.closed
         self._channels.give_back(client, sound)
         if not sound and channel:
-            with contextlib.suppress(OSError, EOFError):
-                channel.close()
+            break_off(channel)
             self._close_unused()
 
     def _close_unused(self) -> None:
@@ -3477,144 +3838,28 @@ class DropFolders:
             if not self._channels.made:
                 self.close()
 
-    def _logged_in(self) -> paramiko.Transport:
-        """The connection, logged in; dialled anew if it was lost. Its lock is held: the others wait."""
-        if self.down:
-            raise self.down
-        with self._translated(text("login"), self.where):
-            transport = self._dialled()
-            if not transport.is_authenticated():
-                try:
-                    self._log_in(transport)
-                except BaseException:
-                    self.close()
-                    raise
-        return transport
-
-    def _dialled(self) -> paramiko.Transport:
-        if self._shut:
-            raise ConnectionLost(text("the run is over"))
-        if self._transport and self._transport.is_active():
-            return self._transport
-        self.close()
-        self._channels.empty()
-        try:
-            return self._dial()
-        except BaseException:
-            self.close()
-            raise
-
     @contextlib.contextmanager
-    def _translated(self, doing: Text, where: str = "") -> Iterator[None]:
+    def _translated(self, doing: Text, where: str = "", refused: Text | None = None) -> Iterator[None]:
         """The seam for paramiko: its exceptions -> DeliveryError."""
         import paramiko
 
         try:
             yield
         except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
-            raise sftp_error(error, doing, self.settings.secrets, where) from error
+            raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
 
-    def _dial(self) -> paramiko.Transport:
-        """A connection whose host key is a pinned one; nothing secret has been sent yet."""
-        import paramiko
-
-        settings, limit_s = self.settings, self.settings.connect_timeout_seconds
-        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), limit_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests would wait for Nagle's algorithm
-        self._transport = transport = paramiko.Transport(sock)
-        transport.banner_timeout = transport.auth_timeout = limit_s
-        transport.use_compression(settings.sftp_compress)
-        if settings.sftp_compress:
-            known = transport._compression_info  # type: ignore[attr-defined]
-            ours = dict.fromkeys(("zlib", "zlib@openssh.com"), (DictionaryKeepingCompressor, known["zlib"][1]))
-            transport._compression_info = known | ours  # type: ignore[attr-defined]
-        security = transport.get_security_options()
-        security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)  # GCM spares the separate MAC
+    def _open_channel(self, transport: Any) -> Any:
+        """A new channel with SFTP on it. A refusal leaves the connection sound: the server has no more of them."""
         try:
-            transport.start_client(timeout=limit_s)  # returns silently after its timeout
-        except paramiko.SSHException as error:
-            self._tell_other_server(error)
-            raise
-        self._check_host_key(transport.get_remote_server_key())
-        return transport
-
-    def _tell_other_server(self, error: Exception) -> None:
-        """Whether that is PostgreSQL's port."""
-        settings = self.settings
-        if "banner" in str(error) and greeting(settings.sftp_host, settings.sftp_port, SSL_REQUEST) in (b"S", b"N"):
-            message = text("SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where)
-            raise DeliveryError(message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True)
-
-    def _check_host_key(self, key: paramiko.PKey) -> None:
-        seen, pinned = key.fingerprint, self.settings.sftp_host_keys
-        if pinned and not any(secrets.compare_digest(seen, one) for one in pinned):
-            self.close()
-            message = text(
-                "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {key} ({kind})",
-                where=self.where,
-                key=seen,
-                kind=key.get_name(),
-            )
-            hint = text(
-                "do not go on: ask the server's administrator whether the key was changed; no password was sent"
-            )
-            raise DeliveryError(message, hint, wide=True)
-
-    def _log_in(self, transport: paramiko.Transport) -> None:
-        settings = self.settings
-        wanted = True
-        if settings.sftp_key_file:
-            wanted = bool(transport.auth_publickey(settings.sftp_user, load_key(settings)))
-        if settings.sftp_password and wanted:
-            transport.auth_password(settings.sftp_user, settings.sftp_password)
-
-    def _open_channel(self, transport: paramiko.Transport) -> paramiko.SFTPClient:
-        """A new channel. ConnectionLost only if the connection went with it: a refusal leaves it sound."""
-        import paramiko
-
-        with self._translated(OPENING, self.where):
-            try:
-                return self._start_sftp(transport)
-            except (paramiko.SSHException, EOFError) as error:
-                if not transport.is_active():
-                    raise
-                fault = sftp_error(error, OPENING, self.settings.secrets, self.where, lost=False)
-                fault.scarce = True
-                raise fault from error
-
-    def _start_sftp(self, transport: paramiko.Transport) -> paramiko.SFTPClient:
-        limit_s = self.settings.connect_timeout_seconds
-        channel = transport.open_session(timeout=limit_s)
-        # invoke_subsystem() has no timeout: it waits for ever for a server that stays silent.
-        limit = threading.Timer(limit_s, channel.close)
-        limit.daemon = True
-        limit.start()
-        try:
-            channel.settimeout(limit_s)
-            channel.invoke_subsystem("sftp")
-            client = lenient_client()(channel)
-            channel.settimeout(SFTP_TIMEOUT_S)
-            return client
-        finally:
-            limit.cancel()
-
-
-def load_key(settings: Settings) -> paramiko.PKey:
-    """The private key of SFTP_KEY_FILE. Raises DeliveryError, which reaches every campaign."""
-    import paramiko
-
-    path, passphrase = settings.local(settings.sftp_key_file), settings.sftp_key_passphrase.encode() or None
-    try:
-        return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
-    except FileNotFoundError:
-        reason, hint = text("not found"), text("correct SFTP_KEY_FILE")
-    except OSError as error:
-        reason, hint = text("cannot be read: {reason}", reason=foreign(error.strerror)), LET_READ
-    except (paramiko.SSHException, ValueError, TypeError) as error:  # what cryptography says of a passphrase varies
-        encrypted = (passphrase or "pass" in str(error).lower()) and b"PRIVATE KEY" in path.read_bytes()
-        reason = text("the passphrase does not open it") if encrypted else NO_KEY
-        hint = text("check SFTP_KEY_PASSPHRASE") if encrypted else text("make one with: ssh-keygen -t ed25519")
-    raise DeliveryError(text("SFTP_KEY_FILE: {path}: {reason}", path=path, reason=reason), hint, wide=True)
+            with self._translated(text("logged in, but SFTP does not start"), self._login.where):
+                return start_sftp(transport, self.settings.connect_timeout_seconds)
+        except ConnectionLost as error:
+            error.hint = NO_SFTP
+            if not transport.is_active():
+                raise
+            fault = DeliveryError(error.message, NO_SFTP, tries=ONCE_MORE, wide=True)
+            fault.scarce = True
+            raise fault from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3891,7 +4136,7 @@ class Line:
                 return True
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
         if final_size == mailing.size_bytes:
-            self.drops.remove(mailing.part)
+            self.drops.clear(mailing.part)
             return True
         if final_size is not None or late:
             return self._withdraw(mailing)
@@ -3901,7 +4146,7 @@ class Line:
     def _rename(self, mailing: Mailing) -> None:
         """Ask for the rename. Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
 
-        Certain is: every rename of this mailing was answered by a refusal, and its temp still stands there.
+        Certain is: every rename of this mailing was answered by a refusal, and its temp can still be read.
         """
         assert self.ledger
         self.stop.check()
@@ -3916,7 +4161,10 @@ class Line:
             raise
 
     def _is_untouched(self, mailing: Mailing) -> bool:
-        return self.drops.size(mailing.final) != mailing.size_bytes and self.drops.size(mailing.part) is not None
+        """Whether the temp is no other file yet. Read, not looked at: rclone tells the size of a file that is gone."""
+        if self.drops.size(mailing.final) == mailing.size_bytes:
+            return False
+        return self.drops.read_back(mailing.part, 1)[0] == 1
 
     def _withdraw(self, mailing: Mailing) -> bool:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
@@ -4008,7 +4256,7 @@ class Line:
             return
         try:
             for temp in mailing.temp_paths:
-                self.drops.remove(temp)
+                self.drops.clear(temp)
             # The next one gets a name that none of these had: a late request must not meet it.
             self.ledger.note(mailing, temp_id=mailing.temp_id + mailing.temps, temps=0)
         except PipelineError as error:
@@ -4811,32 +5059,45 @@ def check_query(database: Database, campaign: Campaign) -> Text:
     return text("{count} columns, no 'columns:' line: {names}", count=len(columns), names=shown_names)
 
 
+PROBE = b"probe of mailing_pipeline --check; may be deleted\r\n"
+
+
 def check_folder(line: Line, folder: PurePosixPath) -> Text:
-    """Write, rename and remove a probe, under names that no dialer's pattern matches.
+    """Whatever a delivery asks of the server, with a probe under names that no dialer's pattern matches.
 
     With a staging folder all of it happens there: the dialer takes any name.
     """
-    drops, staging = line.drops, line.settings.sftp_staging_dir
+    drops, settings = line.drops, line.settings
     drops.check_folder(folder)
-    names = [line.settings.sftp_temp_name.replace("{id}", secrets.token_hex(4)) for _ in range(2)]
-    first, second = ((staging or folder) / name for name in names)
+    names = [settings.sftp_temp_name.replace("{id}", secrets.token_hex(4)) for _ in range(2)]
+    probe, renamed = ((settings.sftp_staging_dir or folder) / name for name in names)
     try:
-        drops.send(first, [b"probe of mailing_pipeline --check; may be deleted\r\n"])
-        drops.rename(first, second)
-    finally:
-        for probe in (first, second):
-            remove_probe(drops, probe)
-    if staging:
+        drops.size(renamed)  # of a file that is not there
+        drops.send(probe, [PROBE])
+        drops.see(probe, len(PROBE))
+        if settings.sftp_verify == "hash":
+            drops.read_back(probe)
+        drops.rename(probe, renamed)
+    except BaseException:
+        remove_probes(drops, probe, renamed)
+        raise
+    if left := remove_probes(drops, probe, renamed):
+        return text("exists, can write, can rename, but not remove: {path} stays there", path=left)
+    if settings.sftp_staging_dir:
         return text("exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried")
     return text("exists, can write, can rename")
 
 
-def remove_probe(drops: DropFolders, probe: PurePosixPath) -> None:
-    """A probe that may not be removed is said, not hidden."""
-    try:
-        drops.remove(probe)
-    except DeliveryError as error:
-        log.warning(text("{path} may stay on the server: {reason}", path=probe, reason=error.message))
+def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath | None:
+    """One that may not be removed is said, not hidden."""
+    left = None
+    for probe in probes:
+        try:
+            drops.clear(probe)
+        except DeliveryError as error:
+            left = probe
+            log.warning(text("{path} may stay on the server: {reason}", path=probe, reason=error.message))
+    return left
 
 
 def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
@@ -6273,6 +6534,9 @@ PORTUGUESE: dict[str, str] = {
     "{file}: {contacts}, {rejected} rejected, {size} bytes": (
         "{file}: {contacts}, {rejected} rejeitados, {size} bytes"
     ),
+    "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}": (
+        "SFTP em {where}: o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
+    ),
     "phones: or unique: names the column {name}, which the query does not return": (
         "phones: ou unique: cita a coluna {name}, que a consulta não retorna"
     ),
@@ -6290,6 +6554,9 @@ PORTUGUESE: dict[str, str] = {
     "not known whether it was picked up: {reason}": "não se sabe se foi coletado: {reason}",
     "{campaign}: the ledger could not note it: {reason}": (
         "{campaign}: o registro de entregas não pôde anotar: {reason}"
+    ),
+    "SFTP at {where}: no {name} in common; the server offers {offered}": (
+        "SFTP em {where}: nada em comum em {name}; o servidor oferece {offered}"
     ),
     "the last byte was acknowledged, looking what is there: {reason}": (
         "o último byte foi confirmado; verificando o que está lá: {reason}"
@@ -6390,25 +6657,78 @@ PORTUGUESE: dict[str, str] = {
     "see whether the server's disk is full or its quota used up": (
         "veja se o disco do servidor está cheio ou a cota esgotada"
     ),
-    "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE": "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE",
-    "check the network, then SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password": (
-        "confira a rede, depois SFTP_USER e SFTP_PASSWORD: há servidores que desligam quando a senha está errada"
+    ("check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE (old servers refuse RSA keys: make an ed25519 key)"): (
+        "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE (servidores antigos recusam chaves RSA: crie uma ed25519)"
+    ),
+    (
+        "check the network, SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password, or "
+        "where SFTP is not allowed"
+    ): (
+        "confira a rede, SFTP_USER e SFTP_PASSWORD: alguns servidores desligam diante de senha errada, "
+        "ou onde o SFTP não é permitido"
+    ),
+    "the server wants a new password: set one there, then SFTP_PASSWORD": (
+        "o servidor exige uma senha nova: defina-a lá e depois em SFTP_PASSWORD"
+    ),
+    "ask the server's administrator for a login that needs nothing else": (
+        "peça ao administrador do servidor um acesso que não exija mais nada"
+    ),
+    ("ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)"): (
+        "pergunte ao administrador do servidor se este usuário pode usar SFTP (subsistema, shell, dono "
+        "da pasta pessoal)"
     ),
     "the server offers only outdated algorithms (SHA-1); its administrator must update it": (
         "o servidor só oferece algoritmos ultrapassados (SHA-1); o administrador precisa atualizá-lo"
     ),
-    "create the folder on the server, or correct '-- folder:'": "crie a pasta no servidor, ou corrija '-- folder:'",
+    "create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR": (
+        "crie a pasta no servidor, ou corrija '-- folder:' ou SFTP_STAGING_DIR"
+    ),
     "ask the server's administrator for write access to the folder": (
         "peça ao administrador do servidor permissão de gravação na pasta"
+    ),
+    ("ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"): (
+        "peça ao administrador do servidor acesso de gravação à pasta; se já houver, defina outro SFTP_TEMP_NAME"
+    ),
+    "ask the server's administrator to let this user rename files there": (
+        "peça ao administrador do servidor que deixe este usuário renomear arquivos ali"
+    ),
+    "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?": (
+        "SFTP_STAGING_DIR está no mesmo disco que a pasta de entrega, e este usuário pode renomear arquivos ali?"
+    ),
+    "let this user read the file": "permita que este usuário leia o arquivo",
+    "let this user list the folder, or look at its files": (
+        "deixe este usuário listar a pasta, ou consultar os arquivos dela"
     ),
     "the server lacks this operation": "o servidor não oferece esta operação",
     "the connection was lost": "a conexão caiu",
     "the user, the password or the key is wrong": "o usuário, a senha ou a chave está errada",
     "no such file or folder": "arquivo ou pasta inexistente",
     "no permission": "sem permissão",
-    "opening the session": "abertura da sessão",
+    "the password has expired": "a senha expirou",
     "SFTP at {where}": "SFTP em {where}",
     "{server}: {doing}: {reason}": "{server}: {doing}: {reason}",
+    "the run is over": "a execução terminou",
+    "do not go on: ask the server's administrator whether the key was changed; no password was sent": (
+        "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma senha foi enviada"
+    ),
+    "SFTP at {where}: PostgreSQL answers there, not an SFTP server": (
+        "SFTP em {where}: quem responde ali é o PostgreSQL, não um servidor SFTP"
+    ),
+    "check SFTP_PORT: SFTP's port is mostly 22": "confira SFTP_PORT: a porta do SFTP costuma ser 22",
+    "its administrator can allow one of: {known}": "o administrador dele pode permitir um destes: {known}",
+    "SFTP at {where}: login: the server also wants {what}": "SFTP em {where}: login: o servidor exige também {what}",
+    "not found": "não encontrado",
+    "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
+    "cannot be read: {reason}": "não pode ser lido: {reason}",
+    "SFTP_KEY_FILE: {path}: {reason}": "SFTP_KEY_FILE: {path}: {reason}",
+    "is a key of PuTTY": "é uma chave do PuTTY",
+    "in PuTTYgen: Conversions, Export OpenSSH key": "no PuTTYgen: Conversions, Export OpenSSH key",
+    "is the public half of a key": "é a metade pública de uma chave",
+    "name the private key: the file without .pub": "indique a chave privada: o arquivo sem .pub",
+    "the passphrase does not open it": "a senha da chave não a abre",
+    "check SFTP_KEY_PASSPHRASE": "confira SFTP_KEY_PASSPHRASE",
+    "is no private key that paramiko knows": "não é uma chave privada que o paramiko conheça",
+    "make one with: ssh-keygen -t ed25519": "crie uma com: ssh-keygen -t ed25519",
     "SFTP channels": "canais SFTP",
     "asking for the host key": "leitura da chave do servidor",
     "looking for {path}": "busca por {path}",
@@ -6430,26 +6750,7 @@ PORTUGUESE: dict[str, str] = {
     "removing {path}": "remoção de {path}",
     "SFTP at {where}: the connection was lost": "SFTP em {where}: a conexão caiu",
     "login": "login",
-    "the run is over": "a execução terminou",
-    "SFTP at {where}: PostgreSQL answers there, not an SFTP server": (
-        "SFTP em {where}: quem responde ali é o PostgreSQL, não um servidor SFTP"
-    ),
-    "check SFTP_PORT: SFTP's port is mostly 22": "confira SFTP_PORT: a porta do SFTP costuma ser 22",
-    "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {key} ({kind})": (
-        "SFTP em {where}: o servidor apresenta uma chave diferente de SFTP_HOST_KEY: {key} ({kind})"
-    ),
-    "do not go on: ask the server's administrator whether the key was changed; no password was sent": (
-        "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma senha foi enviada"
-    ),
-    "not found": "não encontrado",
-    "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
-    "cannot be read: {reason}": "não pode ser lido: {reason}",
-    "the passphrase does not open it": "a senha da chave não a abre",
-    "check SFTP_KEY_PASSPHRASE": "confira SFTP_KEY_PASSPHRASE",
-    "make one with: ssh-keygen -t ed25519": "crie uma com: ssh-keygen -t ed25519",
-    "SFTP_KEY_FILE: {path}: {reason}": "SFTP_KEY_FILE: {path}: {reason}",
-    "let this user read the file": "permita que este usuário leia o arquivo",
-    "is no private key that paramiko knows": "não é uma chave privada que o paramiko conheça",
+    "logged in, but SFTP does not start": "login feito, mas o SFTP não inicia",
     "check the query and the data; if the number is right, change the guard in the query file": (
         "confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo da consulta"
     ),
@@ -6547,6 +6848,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "{count} columns": "{count} colunas",
     "{count} columns, no 'columns:' line: {names}": "{count} colunas, sem a linha 'columns:': {names}",
+    "exists, can write, can rename, but not remove: {path} stays there": (
+        "existe, grava, renomeia, mas não apaga: {path} fica lá"
+    ),
     "exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried": (
         "existe; SFTP_STAGING_DIR permite gravar e renomear; a passagem para esta pasta não foi testada"
     ),

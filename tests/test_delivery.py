@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
@@ -21,7 +20,6 @@ import psycopg.errors
 import pytest
 from cryptography.hazmat.primitives import serialization
 from local_servers import FolderFiles, FolderHandle, OpenSshServer, ParamikoServer, SftpServer, free_port
-from paramiko.compress import ZlibCompressor, ZlibDecompressor
 from rig.faulty_sftp import ALWAYS, AnotherOrder, FaultyServer, FaultySession, Request
 from rig.proxy import Proxy
 from stage import NOON, FakeClock, Result, Stage, forbidden
@@ -31,7 +29,6 @@ from mailing_pipeline import (
     AGAIN,
     NEVER,
     ConnectionLost,
-    DictionaryKeepingCompressor,
     PipelineError,
     RetryPolicy,
     Stop,
@@ -135,11 +132,20 @@ def test_a_key_file_that_is_not_there_is_told(stage: Stage) -> None:
     refused(stage, "not found", "SFTP_KEY_FILE")
 
 
-@pytest.mark.parametrize("content", ["", "ssh-ed25519 AAAA", "-----BEGIN OPENSSH PRIVATE KEY-----\nxx\n"])
-def test_a_file_that_is_no_private_key_is_told(stage: Stage, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        ("", "no private key", "ssh-keygen"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nxx\n", "no private key", "ssh-keygen"),
+        ("ssh-ed25519 AAAA operator@example.com", "public half", "without .pub"),
+        ("---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n", "public half", "without .pub"),
+        ("PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\n", "PuTTY", "Export OpenSSH key"),
+    ],
+)
+def test_a_file_that_is_no_private_key_is_told(stage: Stage, content: str, told: str, hint: str) -> None:
     (stage.folder / "id").write_text(content)
     stage.settings(SFTP_PASSWORD=None, SFTP_KEY_FILE="id")
-    refused(stage, "no private key", "ssh-keygen")
+    refused(stage, told, hint)
 
 
 def test_a_key_that_the_server_does_not_know_is_refused_at_once(stage: Stage) -> None:
@@ -529,21 +535,6 @@ def test_with_verify_hash_good_files_are_delivered(stage: Stage) -> None:
     assert stage.deliver().verdicts == {"a": "delivered"}
 
 
-def test_compression_remembers_earlier_packets_and_loses_nothing() -> None:
-    chance = random.Random(1)
-    words = ["".join(chance.choices("aeiourstmn", k=12)) for _ in range(1000)]
-    lines = [f"1198{chance.randrange(10**7):07};{' '.join(chance.choices(words, k=3))}\r\n" for _ in range(20_000)]
-    packets = ["".join(lines[at : at + 800]).encode() for at in range(0, len(lines), 800)]
-    ours, paramikos, unpack = DictionaryKeepingCompressor(), ZlibCompressor(), ZlibDecompressor()
-    sizes = [0, 0]
-    for packet in packets:
-        sent = ours(packet)
-        assert unpack(sent) == packet  # each packet whole, at once
-        sizes[0] += len(sent)
-        sizes[1] += len(paramikos(packet))
-    assert sizes[0] < 0.95 * sizes[1]
-
-
 def test_a_server_that_does_not_compress_is_served_without(stage: Stage, tmp_path: Path) -> None:
     with ParamikoServer(tmp_path / "sftp") as server:
         stage.use(server)
@@ -752,6 +743,7 @@ SFTP: list[tuple[Exception, str]] = [
     (paramiko.AuthenticationException("Authentication failed."), STAGE),
     (paramiko.BadAuthenticationType("Bad authentication type", ["publickey"]), STAGE),
     (paramiko.ssh_exception.IncompatiblePeer("Incompatible ssh peer (no acceptable host key)"), STAGE),
+    (paramiko.SSHException("Illegal info request from server"), STAGE),  # the password has expired
     (FileNotFoundError(2, "No such file"), CAMPAIGN),
     (PermissionError(13, "Permission denied"), CAMPAIGN),
     (OSError("Operation unsupported"), CAMPAIGN),

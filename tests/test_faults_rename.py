@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import paramiko
 import pytest
+from paramiko import sftp as codes
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
 from rig.theatre import Rig, until
 
@@ -110,7 +112,7 @@ def test_a_refused_rename_whose_temp_cannot_be_seen_stays_in_doubt(rig: Rig) -> 
     with rig.faulty_server() as server, rig.dialer():
 
         def refuse_all_from_now_on(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
-            for later in ("stat", "remove"):
+            for later in ("stat", "list", "read", "remove"):
                 server.commits(later, "forbid", ALWAYS)
             (server.root / request.path.lstrip("/")).rename(rig.stage.drop("alfa") / FINAL)
             proceed()  # which is refused: there is no such file any more
@@ -121,6 +123,34 @@ def test_a_refused_rename_whose_temp_cannot_be_seen_stays_in_doubt(rig: Rig) -> 
         rig.run()
         server.recovers()
         assert rig.run().code == 0
+        rig.delivered("alfa")
+
+
+def test_a_server_that_still_shows_a_temp_which_the_dialer_has_does_not_get_it_twice(rig: Rig) -> None:
+    """51: rclone renames, misses the file that the dialer has taken, says FAILURE, and goes on showing the temp."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+
+        def show(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            attributes = paramiko.SFTPAttributes()
+            attributes.st_size = sizes[0]
+            session._response(request.number, codes.CMD_ATTRS, attributes)  # type: ignore[attr-defined]
+
+        def rename(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:
+            sizes.append((server.root / request.path.lstrip("/")).stat().st_size)
+            session.muted = True
+            proceed()
+            session.muted = False
+            server.commits("stat", show, ALWAYS, path=".part-")
+            until(lambda: not (rig.stage.drop("alfa") / FINAL).exists(), "the dialer has it")
+            session._send_status(request.number, codes.SFTP_FAILURE)
+
+        sizes: list[int] = []
+        server.commits("rename", rename)
+        server.commits("rename", "refuse", ALWAYS)
+        rig.run()
+        server.recovers()
+        rig.run()
         rig.delivered("alfa")
 
 

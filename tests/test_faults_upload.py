@@ -291,6 +291,7 @@ def test_where_looking_is_forbidden_nothing_is_published_blindly(rig: Rig, reque
     rig.campaign("alfa", ROWS)
     with rig.faulty_server() as server, rig.dialer():
         server.commits(request_name, "forbid", ALWAYS, path=path)
+        server.commits("list", "forbid", ALWAYS)
         if server.committed or request_name == "stat":
             assert rig.run().code == 4
         else:
@@ -303,13 +304,50 @@ def test_where_looking_is_forbidden_nothing_is_published_blindly(rig: Rig, reque
         assert rig.leftovers() == []
 
 
+@pytest.mark.parametrize("answer", ["refuse", "forbid", "not support"])
+@pytest.mark.parametrize("path", ["", "alfa", "mailing_", ".part-"], ids=["everything", "folder", "final", "temp"])
+def test_where_a_name_cannot_be_asked_for_the_folder_s_list_tells(rig: Rig, answer: str, path: str) -> None:
+    """49: `internal-sftp -P stat`, and servers that answer so for a name that is not there."""
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("stat", answer, ALWAYS, path=path)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
+def test_a_server_without_exclusive_creation_is_served(rig: Rig) -> None:
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("open", "know no exclusive creation", ALWAYS)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert server.committed > 0
+
+
+def test_a_close_that_takes_long_is_waited_for(rig: Rig) -> None:
+    """Servers that scan a file, or copy it elsewhere, before they answer."""
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer():
+
+        def slowly(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            time.sleep(1.5)
+            proceed()
+
+        server.commits("close", slowly)
+        program = rig.run()  # SFTP_TIMEOUT_S is 1.2, CLOSE_TIMEOUT_S is 2
+        assert program.code == 0 and "retry" not in program.output and "acknowledged" not in program.output
+        rig.delivered("alfa")
+
+
 def test_where_looking_is_forbidden_after_a_rename_in_doubt_nothing_is_sent_again(rig: Rig) -> None:
     """49 together with 52."""
     rig.campaign("alfa", ROWS)
     with rig.faulty_server() as server, rig.dialer():
 
         def do_and_forbid(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
-            server.commits("stat", "forbid", ALWAYS)
+            for look in ("stat", "list"):
+                server.commits(look, "forbid", ALWAYS)
             session.muted = True
             proceed()
             session.cut()

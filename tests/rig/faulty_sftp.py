@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ REQUESTS = {
     codes.CMD_STAT: "stat",
     codes.CMD_LSTAT: "lstat",
     codes.CMD_FSTAT: "fstat",
+    codes.CMD_OPENDIR: "list",
 }
-WITH_PATH = {"open", "remove", "rename", "stat", "lstat"}
+WITH_PATH = {"open", "remove", "rename", "stat", "lstat", "list"}
 STATUS = {
     "refuse": codes.SFTP_FAILURE,  # what OpenSSH says for disk full, quota, exists and cross-device alike
     "forbid": codes.SFTP_PERMISSION_DENIED,
@@ -52,6 +53,8 @@ class Request:
     path: str = ""
     offset: int = 0
     data: bytes = b""
+    exclusive: bool = False  # open: only if there is no such file
+    number: int = 0
 
     @property
     def end(self) -> int:
@@ -248,7 +251,12 @@ class FaultySession(paramiko.SFTPServer):
         if fault is None:
             proceed()
         elif callable(fault.does):
-            fault.does(self, request, proceed)
+            fault.does(self, replace(request, number=number), proceed)
+        elif fault.does == "know no exclusive creation":
+            if request.exclusive:
+                self._send_status(number, codes.SFTP_OP_UNSUPPORTED)
+            else:
+                proceed()
         else:
             self._commit(fault, request, number, message, proceed)
 
@@ -303,7 +311,8 @@ class FaultySession(paramiko.SFTPServer):
         name = REQUESTS.get(kind, str(kind))
         copy = paramiko.Message(message.get_remainder())
         if name in WITH_PATH:
-            return Request(name, copy.get_text())
+            path = copy.get_text()
+            return Request(name, path, exclusive=name == "open" and bool(copy.get_int() & codes.SFTP_FLAG_EXCL))
         if name not in ("write", "close", "fstat", "read"):
             return Request(name)
         handle = self.file_table.get(copy.get_binary())
