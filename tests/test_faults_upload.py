@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import time
 from collections.abc import Callable
 
 import pytest
+from paramiko import sftp as codes
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
 from rig.proxy import Direction
 from rig.theatre import HEADER, ROW_BYTES, Rig, until
@@ -314,6 +316,26 @@ def test_where_a_name_cannot_be_asked_for_the_folder_s_list_tells(rig: Rig, answ
         assert rig.run().code == 0
         rig.delivered("alfa")
         assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_attributes_cut_short_hold_nobody_up(rig: Rig, lists: bool) -> None:
+    """74: a reply that announces four billion attributes, and brings none; the list tells, or the campaign fails."""
+
+    def answer(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+        session._send_packet(codes.CMD_ATTRS, struct.pack(">III", request.number, 1 << 31, (1 << 32) - 1))
+
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("stat", answer, ALWAYS)
+        if not lists:
+            server.commits("list", "forbid", ALWAYS)
+        program = rig.run()
+        assert program.code == (0 if lists else 4)
+        assert lists or "drop folder" in program.output
+        server.recovers()
+        rig.run()
+        rig.delivered("alfa")
 
 
 def test_a_server_without_exclusive_creation_is_served(rig: Rig) -> None:
