@@ -3293,7 +3293,7 @@ def auth_handler_class() -> type[Any]:
         def auth_event(self, _event: object) -> None:
             pass
 
-        def send_auth_request(self, *values: Any) -> list[str]:  # type: ignore[override]
+        def send_auth_request(self, *values: Any) -> list[str]:
             self._answered.clear()
             return super().send_auth_request(*values)
 
