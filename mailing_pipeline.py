@@ -3430,15 +3430,18 @@ def log_in(transport: Any, settings: Settings, where: str) -> None:
         ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
         answers = functools.partial(answer, password, where, [])
         ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answers)
-    wanted: Sequence[str] = list(ways)
+    wanted: Sequence[str] = ()
     while not transport.is_authenticated():
-        method = next((method for method in ways if method in wanted), None)
+        method = next((method for method in ways if not wanted or method in wanted), None)
         if not method:
             raise wants_more(where, ", ".join(wanted))
+        was_asked_for, way = method in wanted, ways.pop(method)
         try:
-            wanted = ways.pop(method)()
+            wanted = way()
         except paramiko.BadAuthenticationType as error:
             wanted = error.allowed_types
+            if not was_asked_for:
+                ways[method] = way  # not now, perhaps later
 
 
 def answer(
@@ -3851,7 +3854,7 @@ class DropFolders:
             with self._translated(text("logged in, but SFTP does not start"), self._login.where):
                 return start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
-            error.hint = NO_SFTP
+            error.hint, error.tries = NO_SFTP, ONCE_MORE
             if not transport.is_active():
                 raise
             fault = DeliveryError(error.message, NO_SFTP, tries=ONCE_MORE, wide=True)
