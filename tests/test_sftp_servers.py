@@ -11,10 +11,8 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -43,6 +41,7 @@ pytest_plugins = ["rig.plugin"]
 
 MAILINGS = {"dez": 10, "vinte_mil": 20_000, "trezentos_mil": 300_000}
 NETWORK = "check SFTP_HOST|is the SFTP server running"
+NOT_STARTED = "logged in, but SFTP does not start"
 PAM = "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes\n"
 DENY_DOTS = r"PathDenyFilter (^|/)\."
 
@@ -71,6 +70,7 @@ class Refusal(Row):
     says: str = ""
     never: str = ""
     tries: int = 1  # of each mailing, or of the login
+    checks: bool = True  # whether --check finds it too
 
 
 DELIVERED = [
@@ -100,11 +100,7 @@ DELIVERED = [
     Row("OpenSSH: folders that may be written, not listed", lambda: Sshd(folder_mode=0o333)),
     Row("OpenSSH: Compression", lambda: Sshd("Compression yes", SFTP_COMPRESS="yes")),
     Row("OpenSSH: ClientAlive", lambda: Sshd("ClientAliveInterval 1\nClientAliveCountMax 2")),
-    Row(
-        "OpenSSH: a dialer that takes any name",
-        lambda: Sshd(SFTP_STAGING_DIR="{root}/staging"),
-        pattern="*",
-    ),
+    Row("OpenSSH: a dialer that takes any name", lambda: Sshd(SFTP_STAGING_DIR="{root}/staging"), pattern="*"),
     Row("OpenSSH: curve25519-sha256 only", lambda: Sshd("KexAlgorithms curve25519-sha256")),
     Row("OpenSSH with gesftpserver", lambda: Sshd(subsystem=GESFTPSERVER), GESFTPSERVER),
     Row("dropbear: key", Dropbear, "dropbear"),
@@ -136,16 +132,29 @@ REFUSALS = [
         tries=3,
     ),
     Refusal(
-        "OpenSSH: staging folder on another disk", OtherDisk, code=4, says="SFTP_STAGING_DIR", never="full", tries=3
+        "OpenSSH: staging folder on another disk",
+        OtherDisk,
+        code=4,
+        says="SFTP_STAGING_DIR",
+        never="full",
+        tries=3,
+        checks=False,
     ),
-    Refusal("OpenSSH: no subsystem sftp", lambda: Sshd(subsystem=""), says="SFTP", never=NETWORK),
-    Refusal("OpenSSH: chroot of the wrong owner", lambda: Chrooted(owner="user"), says="SFTP", never=NETWORK),
-    Refusal("OpenSSH: shell nologin", lambda: Sshd(shell=NOLOGIN), says="SFTP", never=NETWORK),
+    Refusal("OpenSSH: no subsystem sftp", lambda: Sshd(subsystem=""), says=NOT_STARTED, never=NETWORK, tries=2),
+    Refusal(
+        "OpenSSH: chroot of the wrong owner",
+        lambda: Chrooted(owner="user"),
+        says=f"{NOT_STARTED}|SFTP is not allowed",
+        never=NETWORK,
+        tries=2,
+    ),
+    Refusal("OpenSSH: shell nologin", lambda: Sshd(shell=NOLOGIN), says=NOT_STARTED, never=NETWORK, tries=2),
     Refusal(
         "OpenSSH: a login script that prints",
         lambda: Sshd(subsystem=f"echo Bem-vindo; exec {SFTP_SERVER}"),
-        says="SFTP",
+        says=NOT_STARTED,
         never=NETWORK,
+        tries=2,
     ),
     Refusal(
         "OpenSSH: chacha20 only", lambda: Sshd("Ciphers chacha20-poly1305@openssh.com"), says="chacha20", never="SHA-1"
@@ -166,17 +175,21 @@ REFUSALS = [
     Refusal(
         "OpenSSH: key and password, only the key given",
         lambda: Sshd("AuthenticationMethods publickey,password"),
-        says="password",
+        says="wants password",
         never=NETWORK,
     ),
     Refusal(
         "OpenSSH: key and password, only the password given",
         lambda: Sshd("AuthenticationMethods password,publickey", login="password"),
-        says="publickey|key",
+        says="wants publickey",
         never=NETWORK,
     ),
     Refusal(
-        "OpenSSH: expired password", lambda: Sshd(login="password", expired=True), says="password|SFTP", never=NETWORK
+        "OpenSSH: expired password",
+        lambda: Sshd(login="password", expired=True),
+        says=NOT_STARTED,
+        never=NETWORK,
+        tries=2,
     ),
     Refusal("TinySSH", TinySsh, "tinysshd", says="chacha20", never="SHA-1"),
     Refusal("ProFTPD: PathDenyFilter", lambda: ProFtpd(DENY_DOTS), "proftpd", code=4, says="SFTP_TEMP_NAME"),
@@ -189,7 +202,9 @@ REFUSALS = [
         never="write access",
         tries=3,
     ),
-    Refusal("AsyncSSH: one-time code", lambda: AsyncSsh(asks="code"), "asyncssh", says="(?i)one-time code", never=NETWORK),
+    Refusal(
+        "AsyncSSH: one-time code", lambda: AsyncSsh(asks="code"), "asyncssh", says="(?i)one-time code", never=NETWORK
+    ),
 ]
 LATE = Row("rclone serve sftp: --vfs-cache-mode writes", lambda: Rclone("--vfs-cache-mode", "writes"), "rclone")
 MATRIX = [*DELIVERED, *REFUSALS, LATE]
@@ -245,7 +260,7 @@ def test_what_cannot_be_delivered_is_told(rig: Rig, row: Refusal) -> None:
         ended = rig.run(as_in_the_field=True)
         checked = rig.run("--check", as_in_the_field=True)
         rig.delivered()
-    for program in (ended, checked):
+    for program in (ended, checked) if row.checks else (ended,):
         assert program.code == row.code, program.output
         assert re.search(row.says, program.output), program.output
         assert not (row.never and re.search(row.never, program.output)), program.output
@@ -260,6 +275,16 @@ def test_a_server_that_writes_behind_delivers_later_than_it_says(rig: Rig) -> No
         assert rig.run(as_in_the_field=True).code == 0
         until(lambda: len(dialer.record) >= len(MAILINGS), "the cache is written back", 60, 0.2)
         assert sorted(arrival.campaign for arrival in dialer.record) == sorted(MAILINGS)
+
+
+def test_mailings_of_one_size_do_not_mix_on_a_server_that_mixes_halves_of_requests(rig: Rig) -> None:
+    """ProFTPD fills a request that came in two packets from whatever channel speaks next."""
+    at_once = {"um": 100_000, "dois": 100_000, "tres": 100_000, "quatro": 100_000}
+    row = next(row for row in DELIVERED if row.name == "ProFTPD")
+    with serving(rig, row, **at_once), rig.dialer():
+        ended = rig.run(as_in_the_field=True)
+        assert ended.code == 0 and " retry " not in ended.output, ended.output
+        rig.delivered(*at_once)
 
 
 def test_the_readme_has_a_line_for_every_server() -> None:
@@ -348,14 +373,10 @@ def test_attributes_that_are_left_out_stop_no_mailing(rig: Rig, change: Any) -> 
         rig.delivered("alfa", "beta")
 
 
-def test_attributes_that_are_cut_short_publish_nothing_and_are_told(rig: Rig) -> None:
-    """Fault 74: a reply that ends in the middle says nothing about a size, however often it comes."""
+def test_attributes_that_are_cut_short_say_nothing(rig: Rig) -> None:
+    """Fault 74: a reply that ends in the middle is no size; the folder's list has it."""
     rig.campaigns("alfa", "beta")
     with rig.faulty_server() as server, rig.dialer():
         server.commits("stat", cut_short, times=ALWAYS, path=".part-")
-        ended = rig.run()
-        assert ended.code == 4, ended.output
-        rig.delivered()
-        server.recovers()
         assert rig.run().code == 0
         rig.delivered("alfa", "beta")

@@ -1,4 +1,4 @@
-"""Starts a command for each connection, with the connection as its stdin and stdout: inetd's part, for sftp_servers.py."""
+"""Inetd's part, for sftp_servers.py: a command for each connection, with the connection as its stdin and stdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SFTP servers of the field, each an ordinary process on a free port of 127.0.0.1, for the matrix in test_sftp_servers.py.
+"""SFTP servers of the field, each an ordinary process on a free port of 127.0.0.1, for test_sftp_servers.py.
 
 All of them are handled as OpenSshServer is: a folder of their own, a system user made for the test (as root), a key, a
 password, a log. A server is described by its class and a few lines of its own configuration.
@@ -10,12 +10,10 @@ import base64
 import hashlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -201,7 +199,7 @@ class ProFtpd(Daemon):
 
     def command(self) -> list[str]:
         conf = self.home / "proftpd.conf"
-        options = dict(port=self.port, home=self.home, methods=self.methods, options=self.options)
+        options = {"port": self.port, "home": self.home, "methods": self.methods, "options": self.options}
         conf.write_text(PROFTPD_CONF.format(**options), "utf-8")
         return ["/usr/sbin/proftpd", "--nodaemon", "--config", str(conf)]
 
