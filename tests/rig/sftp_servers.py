@@ -173,6 +173,7 @@ User nobody
 Group nogroup
 ModulePath /usr/lib/proftpd
 LoadModule mod_sftp.c
+LoadModule mod_sftp_pam.c
 AuthOrder mod_auth_unix.c
 RequireValidShell off
 UseFtpUsers off
