@@ -151,7 +151,7 @@ REFUSALS = [
         lambda: Chrooted(owner="user"),
         says=f"{NOT_STARTED}|SFTP is not allowed",
         never=NETWORK,
-        tries=2,
+        tries=5,  # it hangs up after the login, and that may be the network's doing as well
     ),
     Refusal("OpenSSH: shell nologin", lambda: Sshd(shell=NOLOGIN), says=NOT_STARTED, never=NETWORK, tries=2),
     Refusal(
