@@ -751,6 +751,7 @@ def test_an_entry_that_cannot_be_settled_does_not_stop_later_runs(stage: Stage, 
     stage.query("20_b", ONE)
     faulty.commits("rename", "cut", path="/a/")
     faulty.faults.append(Fault("stat", refused, ALWAYS, "/a/mailing_a_22-12_12-00", None, skip=1))
+    faulty.commits("list", refused, times=ALWAYS)
     faulty.commits("remove", refused, times=ALWAYS, path="/a/")
     for hour in range(3):
         result = stage.main(clock=FakeClock(NOON + hour * HOUR))
@@ -799,7 +800,8 @@ def test_what_an_sftp_server_says_is_bounded_and_clean(
 ) -> None:
     password = str(faulty.password)
     words = noise(password).encode() + b"x" * length
-    faulty.commits(request_name, speaking(words, codes.SFTP_FAILURE), times=ALWAYS)
+    for name in (request_name, "list"):
+        faulty.commits(name, speaking(words, codes.SFTP_FAILURE), times=ALWAYS)
     stage.settings(ALERT_URLS=f"json://{alerts.address}/", RETRY_ATTEMPTS=2)
     stage.query("10_a", ONE)
     shown = stage.main(clock=FakeClock(NOON))
