@@ -266,7 +266,8 @@ def bad_day() -> list[Entry]:
         entry("09", "cobranca_30d", "held", message="312 contacts, 65% fewer than the median of 896", hint=hint),
         entry("09", "preventivo", "failed", message=query, hint="correct the query; --check tries it without sending"),
         entry("09", "alto_valor", "empty"),
-        entry("09", "cobranca_60d", "delivered", rows=21_904, pickup=mp.Pickup.REFUSED),
+        entry("09", "cobranca_60d", "delivered", rows=21_904, pickup=mp.Pickup.REFUSED,
+              message="refused by the dialer"),
         run("11", 5, message=down, hint="check PGHOST, PGPORT and the network", started=False),
         entry("13", "acordo_quebrado", "publishing", message="SFTP: the connection was lost during the rename",
               hint="the next run looks what became of it"),
@@ -301,8 +302,8 @@ def test_the_grid_fits_a_console_of_80_columns(encoding: str, language: str) -> 
 
 def test_the_grid_shows_rows_signs_and_the_last_successful_run() -> None:
     text = shown(bad_day())
-    assert re.search(r"^cobranca_30d +1.1k +‖ +\d{3} +! +\d{3} +! +· ", text, re.MULTILINE)
-    assert re.search(r"^cobranca_60d +\d\dk +↯ ", text, re.MULTILINE)
+    assert re.search(r"^cobranca_30d +1.1k +H +\d{3} +! +\d{3} +! +\. ", text, re.MULTILINE)
+    assert re.search(r"^cobranca_60d +\d\dk +T ", text, re.MULTILINE)
     assert "Last successful run: 2026-12-22 12:12" in text
     assert "The slot 2026-12-22 13:00 is overdue" in text
     assert "overdue" not in shown(history(NAMES, TUESDAY))
@@ -343,7 +344,7 @@ def test_forty_campaigns_with_long_names_stay_readable(width: int, language: str
 def test_brackets_and_colons_in_a_name_are_no_markup() -> None:
     strange = "[/x][red]:red_circle:"
     text = shown([entry("10", strange, "held", message=f"{strange} 1", hint=f"{strange} 2")])
-    assert re.search(rf"^{re.escape(strange)} +‖", text, re.MULTILINE)
+    assert re.search(rf"^{re.escape(strange)} +H", text, re.MULTILINE)
     assert f"{strange}: 10:00 held: {strange} 1\n    -> {strange} 2\n" in text
 
 
@@ -353,10 +354,11 @@ def test_the_status_tells_why_something_is_held_and_what_to_do() -> None:
     assert lines[at + 1] == "    -> the next run looks what became of it"
     assert "cobranca_30d: 09:00 held (works again): 312 contacts, 65% fewer than the median of 896" in lines
     assert "cobranca_60d: 09:00 not taken (works again): refused by the dialer" in lines
+    assert "the whole run: 11:00 failed (works again): database: connection" in "\n".join(lines)
     same = [entry("14", name, "held", message="too few", hint="look") for name in NAMES[:3]]
     assert f"{', '.join(NAMES[:3])}: 14:00 held: too few\n    -> look\n" in shown(same)
-    fault = run("14", 5, message="no database", hint="check PGHOST", started=False)
-    assert "the whole run: failed: no database\n    -> check PGHOST\n" in shown([*history(NAMES, TUESDAY), fault])
+    fault = run("14", 5, 20, message="no database", hint="check PGHOST", started=False)
+    assert "the whole run: 14:00 failed: no database\n    -> check PGHOST\n" in shown([*history(NAMES, TUESDAY), fault])
 
 
 # ---- What the banner says ----
@@ -394,12 +396,12 @@ def test_the_banner_is_green_only_where_nothing_needs_a_person(today: list[Entry
 def test_the_banner_says_what_is_the_matter() -> None:
     day = [entry("13", "preventivo", "held"), entry("13", "alto_valor", "delivered")]
     one = page([*day, run("13", 4, message="1 delivered, 1 held")])
-    assert "1 campaign needs attention: preventivo (held)<br>" in one
+    assert "Need attention (1): preventivo (held)<br>" in one
     assert 'Last run: 2026-12-22 13:03<span id="ago"></span><br>1 delivered, 1 held<br>No successful run yet' in one
     two = page([*day, entry("13", "acordo_quebrado", "publishing")], language="pt")
-    assert "2 campanhas precisam de atenção: preventivo (retido), acordo_quebrado (em dúvida)<br>" in two
+    assert "Precisam de atenção (2): preventivo (retido), acordo_quebrado (em dúvida)<br>" in two
     many = page([entry("13", name, "failed") for name in FORTY], FORTY)
-    assert f"40 campaigns need attention: {', '.join(f'{n} (failed)' for n in FORTY[:6])}, 34 more<br>" in many
+    assert f"Need attention (40): {', '.join(f'{n} (failed)' for n in FORTY[:6])}, …<br>" in many
     assert "attention" not in page(history(NAMES, TUESDAY))
 
 
@@ -408,7 +410,7 @@ def test_after_a_run_that_held_something_page_and_status_say_so(stage: Stage) ->
     stage.query("20_retida", "SELECT 1 AS n", min_rows=5)
     stage.main(now=NOON)
     text = (stage.output / "status.html").read_text(encoding="utf-8")
-    assert '<p id="run" class="HELD"' in text and "1 campaign needs attention: retida (held)" in text
+    assert '<p id="run" class="HELD"' in text and "Need attention (1): retida (held)" in text
     told = stage.main(["--status"], now=NOON).stdout
     assert re.search(r"^retida: 12:00 held: .*min_rows 5\n    -> check the query", told, re.MULTILINE)
 
@@ -506,27 +508,12 @@ def test_the_page_tells_trend_latest_and_median() -> None:
     assert page([]).count("nothing delivered in two weeks") == len(NAMES)
 
 
-def drawing(counts: dict[str, int]) -> tuple[list[int], int]:
-    """How far down each point of a sparkline stands, of 42, and how many dots it has."""
-    text = mp.sparkline("a", counts, TUESDAY, "en")
-    line, dots = re.findall(r'<path class="(?:rows|dots) DELIVERED" d="(.*?)"', text)
-    return [int(y) for y in re.findall(r"[ML]-?\d+ (\d+)", line)], dots.count("h0")
-
-
-def test_a_sparkline_uses_its_height_and_a_quiet_one_stays_quiet() -> None:
-    slots = [f"2026-12-22 {hour:02}:00" for hour in range(8, 12)]
-    wild, dots = drawing(dict(zip(slots, (900, 1200, 600, 950), strict=True)))
-    assert (wild[1], wild[2], dots) == (4, 38, 1)
-    quiet, _ = drawing(dict(zip(slots, (1000, 1010, 990, 1000), strict=True)))
-    assert quiet[1] < quiet[0] < quiet[2] and quiet[2] - quiet[1] <= 6
-    assert 15 <= min(quiet) <= max(quiet) <= 27
-
-
-def test_a_point_without_neighbours_is_a_dot() -> None:
-    assert drawing({"2026-12-22 10:00": 5}) == ([21], 1)
-    assert drawing({"2026-12-22 10:00": 0}) == ([21], 1)
-    apart = {"2026-12-20 10:00": 5, "2026-12-21 10:00": 9, "2026-12-22 10:00": 7, "2026-12-22 11:00": 7}
-    assert drawing(apart)[1] == 3  # two alone, and the latest
+def test_a_trend_has_a_bar_for_each_slot_as_high_as_its_rows() -> None:
+    slots = ("2026-12-08 08:00", "2026-12-22 10:00", "2026-12-22 11:00")
+    entries = [
+        entry(slot, "alto_valor", "delivered", rows=rows) for slot, rows in zip(slots, (50, 100, 0), strict=True)
+    ]
+    assert re.findall('d="(M.*?)"', page(entries, ("alto_valor",))) == ["M8 40v-19M346 40v-38M347 40v-0"]
 
 
 def test_the_page_computes_nothing_but_compares_with_the_clock() -> None:
@@ -711,12 +698,11 @@ def test_on_a_phone_the_table_opens_at_the_current_hour(browser: Browser, tmp_pa
     path.write_text(page(history(NAMES, TUESDAY.replace(hour=18)), now=TUESDAY.replace(hour=18)), encoding="utf-8")
     where = """(() => {
       const of = node => node.getBoundingClientRect(), hour = document.querySelector("[aria-current]");
-      const box = of(document.querySelector(".box")), name = of(document.querySelector("thead th"));
+      const box = of(document.querySelector(".box")), name = of(document.querySelector("th"));
       return [hour.textContent, of(hour).left >= name.right, of(hour).right <= box.right, scrollY];
     })()"""
     browser.show(path, 375, "light", TUESDAY.replace(hour=18))
     assert browser.value(where) == ["18:00", True, True, 0]
-    assert browser.value("getComputedStyle(document.querySelector('.dots')).strokeWidth") == "5px"
     browser.show(path, 1280, "light", TUESDAY.replace(hour=18))
     assert browser.value("document.querySelector('.box').scrollLeft") == 0
 
