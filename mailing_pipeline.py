@@ -4439,18 +4439,13 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The report as what --json prints."""
-        facts = ("folder", "file", *FIGURES, "message", "hint", "pickup", "picked_up")
-        campaigns = []
-        for mailing in self.mailings:
-            told = {name: as_column(getattr(mailing, name)) for name in facts}
-            campaigns.append({"campaign": mailing.campaign, "verdict": mailing.state} | told)
         return {
             "slot": self.slot,
             "start": self.start.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             **code_json(self.exit_code),
             **({"folder": str(self.folder)} if self.folder else {}),
-            "campaigns": campaigns,
+            "campaigns": [{"verdict": mailing.state} | stored(mailing) for mailing in self.mailings],
         }
 
 
@@ -4518,21 +4513,21 @@ def result_table(report: Report, language: str, with_paths: bool = True) -> Tabl
     from rich.text import Text as Styled
 
     dry = report.folder is not None
-    last, where = text("columns") if dry else text("seconds"), text("remote path") if dry else text("drop folder")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column(text("campaign").told(language), overflow="fold")
-    table.add_column(text("result").told(language), no_wrap=True)
-    for head in (text("contacts"), text("rejected"), text("size"), last):
-        table.add_column(head.told(language), justify="right", no_wrap=True)
+    heads = [text("campaign"), text("result"), text("contacts"), text("rejected"), text("size")]
+    heads.append(text("columns") if dry else text("seconds"))
     if with_paths:
-        table.add_column(where.told(language), no_wrap=True)
+        heads.append(text("remote path") if dry else text("drop folder"))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for at, head in enumerate(heads):
+        justify: Any = "right" if 2 <= at <= 5 else "left"
+        table.add_column(head.told(language), justify=justify, no_wrap=at > 0, overflow="fold")
     for mailing in report.mailings:
-        name, path = Styled(mailing.campaign), Styled(report.path_of(mailing))
         state = Styled(mailing.state.told(language), mailing.state.look.style)
         counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
         size, seconds = human_size(mailing.size_bytes, language), written(f"{mailing.seconds:.1f}", language)
-        columns = shown(mailing.columns, language)
-        table.add_row(name, state, *counts, size, columns if dry else seconds, *([path] if with_paths else []))
+        last = shown(mailing.columns, language) if dry else seconds
+        path = [Styled(report.path_of(mailing))] if with_paths else []
+        table.add_row(Styled(mailing.campaign), state, *counts, size, last, *path)
     return table
 
 
@@ -5181,7 +5176,6 @@ def check_code(findings: Sequence[Finding]) -> ExitCode:
 
 PAGE_DAYS = 14
 PROBLEMS_SHOWN = 10
-NAMES_SHOWN = 6  # of the campaigns that need attention, in the banner
 OVERDUE_MINUTES = 20  # a slot that nothing came of is overdue so long after its start
 SLOT_WIDTH = 5  # of a slot on the terminal: four characters and a blank
 WORKING = (State.DELIVERED, State.EMPTY)
@@ -5232,12 +5226,10 @@ class Trouble:
     state: State
     is_over: bool = False
 
-    def again(self, language: str) -> str:
-        return text("works again").told(language) if self.is_over else ""
-
     def told(self, language: str) -> Problem:
-        who, state = whose(self.entry, language), self.state.told(language)
-        return Problem(who, state, self.entry.message, self.entry.hint)
+        again = f" ({text('works again').told(language)})" if self.is_over else ""
+        what = f"{self.entry.slot[11:]} {self.state.told(language)}{again}"
+        return Problem(whose(self.entry, language), what, self.entry.message, self.entry.hint)
 
 
 def troubles_of(past: Past, now: datetime) -> list[Trouble]:
@@ -5269,32 +5261,65 @@ def overdue_at(slot: str) -> datetime:
     return datetime.fromisoformat(slot) + timedelta(minutes=OVERDUE_MINUTES)
 
 
-@dataclass(frozen=True, slots=True)
-class DayGrid:
-    """Today: campaigns down, slots across; only slots in which something was due, or happened.
+def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing]:
+    """The entry that tells of each campaign and slot.
 
-    due: the slots after the latest that was served, for two weeks. troubles: of two weeks, newest first.
+    What reached the dialer comes before what may have, and that before the latest.
     """
+    rank = {State.DELIVERED: 2} | dict.fromkeys(MAY_BE_OUT, 1)
+    telling = sorted(entries, key=lambda entry: rank.get(entry.state, 0))
+    return {(entry.campaign, entry.slot): entry for entry in telling}
 
+
+@dataclass(frozen=True)
+class DayGrid:
+    """Today: campaigns down, slots across; only slots in which something was due, or happened."""
+
+    past: Past
+    campaigns: Sequence[Campaign]
+    hours: Hours
     now: datetime
-    slots: tuple[str, ...]
-    cells: Mapping[str, tuple[Cell, ...]]
-    last_run: PastRun | None
-    last_success: PastRun | None
-    due: Sequence[str]
-    troubles: Sequence[Trouble]
+
+    @functools.cached_property
+    def cells(self) -> dict[str, dict[str, Cell]]:
+        """A cell for each campaign and slot of today.
+
+        A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or is
+        run by another PC, has missed nothing. Slots outside the hours appear where something was sent in them.
+        """
+        today, current = self.now.date(), slot_of(self.now)
+        regular = {*slots_of(self.hours, today)}
+        due = {campaign.name: regular & {*slots_of(campaign.hours, today)} for campaign in self.campaigns}
+        telling = telling_entries(self.past.mailings)
+        sent = [key for key in telling if key[1][:10] == current[:10]]
+        first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}
+
+        def cell(name: str, slot: str) -> Cell:
+            if entry := telling.get((name, slot)):
+                return state_in_grid(entry, self.now), entry
+            if slot not in due.get(name, ()) or (slot < current and first.get(name, current) > slot):
+                return State.NOT_DUE, None
+            return (State.MISSED if slot < current else State.COMING), None
+
+        names = dict.fromkeys([*due, *(name for name, _ in sent)])
+        slots = sorted(regular | {slot for _, slot in sent})
+        slots = [slot for slot in slots if any(cell(name, slot)[0] != State.NOT_DUE for name in names)]
+        return {name: {slot: cell(name, slot) for slot in slots} for name in names}
 
     @property
-    def overdue(self) -> str:
-        """The latest slot that should have been served by now, or ''."""
-        now = self.now.replace(tzinfo=None)
-        return max((slot for slot in self.due if overdue_at(slot) <= now), default="")
+    def slots(self) -> list[str]:
+        return list(next(iter(self.cells.values()), ()))
 
     @property
     def tally(self) -> dict[State, int]:
         """How often each state occurs, in the order of State."""
-        counts = Counter(state for cells in self.cells.values() for state, _ in cells)
+        cells = itertools.chain.from_iterable(line.values() for line in self.cells.values())
+        counts = Counter(state for state, _ in cells)
         return {state: counts[state] for state in State if counts[state]}
+
+    @functools.cached_property
+    def troubles(self) -> list[Trouble]:
+        return troubles_of(self.past, self.now)
 
     @property
     def todays(self) -> list[Trouble]:
@@ -5309,6 +5334,29 @@ class DayGrid:
         return {trouble.entry.campaign: trouble.state for trouble in open_ones if trouble.entry.campaign}
 
     @property
+    def last_run(self) -> PastRun | None:
+        return self.past.runs[-1] if self.past.runs else None
+
+    @property
+    def last_success(self) -> PastRun | None:
+        return next((run for run in reversed(self.past.runs) if run.exit_code == ExitCode.OK), None)
+
+    @functools.cached_property
+    def due(self) -> str:
+        """The first slot that nothing has come of yet, past or to come; '' where there is none."""
+        served = [entry.slot for entry in self.past.mailings if entry.state in SERVED]
+        served += [self.last_success.slot] if self.last_success else []
+        known = min((entry.slot for entry in self.past.entries), default="~")
+        slots = due_after(max(served, default=""), self.hours, self.now)
+        return next((slot for slot in slots if slot >= known), "")
+
+    @property
+    def overdue(self) -> str:
+        """The slot that is due, if something should have come of it by now; else ''."""
+        now = self.now.replace(tzinfo=None)
+        return self.due if self.due and overdue_at(self.due) <= now else ""
+
+    @property
     def look(self) -> State:
         """The banner's colour: green only if the last run ended well and no campaign needs a person."""
         code = self.last_run.exit_code if self.last_run else ExitCode.PARTIAL
@@ -5317,69 +5365,15 @@ class DayGrid:
         return State.DELIVERED if code == ExitCode.OK and not self.attention else State.HELD
 
 
-def day_grid(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime) -> DayGrid:
-    """Today's grid from what the ledger knows of the last PAGE_DAYS."""
-    slots, cells = day_cells(past.mailings, campaigns, hours, now)
-    good = [run for run in past.runs if run.exit_code == ExitCode.OK]
-    served = [entry.slot for entry in Past(past.mailings, good).entries if entry.state in SERVED]
-    return DayGrid(
-        now=now,
-        slots=slots,
-        cells=cells,
-        last_run=past.runs[-1] if past.runs else None,
-        last_success=good[-1] if good else None,
-        due=due_after(max(served, default=""), hours, now) if past.entries else (),
-        troubles=troubles_of(past, now),
-    )
-
-
-def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing]:
-    """The entry that tells of each campaign and slot.
-
-    What reached the dialer comes before what may have, and that before the latest.
-    """
-    rank = {State.DELIVERED: 2} | dict.fromkeys(MAY_BE_OUT, 1)
-    telling = sorted(entries, key=lambda entry: rank.get(entry.state, 0))
-    return {(entry.campaign, entry.slot): entry for entry in telling}
-
-
-def day_cells(
-    mailings: Sequence[Mailing], campaigns: Sequence[Campaign], hours: Hours, now: datetime
-) -> tuple[tuple[str, ...], dict[str, tuple[Cell, ...]]]:
-    """The slots of today, and the cells of each campaign.
-
-    A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or is
-    run by another PC, has missed nothing. Slots outside the hours appear where something was sent in them.
-    """
-    regular, current = {*slots_of(hours, now.date())}, slot_of(now)
-    due = {campaign.name: regular.intersection(slots_of(campaign.hours, now.date())) for campaign in campaigns}
-    telling = telling_entries(mailings)
-    sent = [(name, slot) for name, slot in telling if slot[:10] == current[:10]]
-    first = {entry.campaign: entry.slot for entry in reversed(mailings)}
-
-    def cell(name: str, slot: str) -> Cell:
-        if entry := telling.get((name, slot)):
-            return state_in_grid(entry, now), entry
-        if slot not in due.get(name, ()) or (slot < current and first.get(name, current) > slot):
-            return State.NOT_DUE, None
-        return (State.MISSED if slot < current else State.COMING), None
-
-    names = dict.fromkeys([*due, *(name for name, _ in sent)])
-    slots = sorted(regular | {slot for _, slot in sent})
-    slots = [slot for slot in slots if any(cell(name, slot)[0] is not State.NOT_DUE for name in names)]
-    return tuple(slots), {name: tuple(cell(name, slot) for slot in slots) for name in names}
-
-
 def status_json(grid: DayGrid) -> dict[str, Any]:
     """The grid for monitoring systems; its words are English in every language."""
 
     def told(state: State, entry: Mailing | None) -> dict[str, Any]:
-        facts = ("rows", "changed", "message", "hint", "pickup", "picked_up")
-        return {"state": state} | ({key: getattr(entry, key) for key in facts} if entry else {})
+        return (stored(entry) if entry else {}) | {"state": state}
 
     campaigns = {}
     for name, cells in grid.cells.items():
-        campaigns[name] = {slot: told(*cell) for slot, cell in zip(grid.slots, cells, strict=True)}
+        campaigns[name] = {slot: told(*cell) for slot, cell in cells.items()}
     return {
         "now": grid.now.isoformat(timespec="seconds"),
         "last_run": grid.last_run and grid.last_run.changed,
@@ -5404,11 +5398,10 @@ def run_lines(grid: DayGrid, language: str) -> list[str]:
     return [*lines, success.told(language)]
 
 
-def overdue_line(slot: object) -> Text:
-    """What is said of a slot that is overdue."""
-    return text(
-        "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now", slot=slot
-    )
+def overdue_line(grid: DayGrid, language: str) -> str:
+    """What is said once the slot that is due is overdue."""
+    template = "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now"
+    return text(template, slot=datetime.fromisoformat(grid.due)).told(language) if grid.due else ""
 
 
 def short_number(count: int, language: str) -> str:
@@ -5427,37 +5420,28 @@ def print_status(grid: DayGrid, console: Console, language: str) -> None:
     for line in run_lines(grid, language):
         tell(console, line)
     if grid.overdue:
-        overdue = overdue_line(datetime.fromisoformat(grid.overdue))
-        tell(console, overdue.told(language), style="bold red")
-    problems = []
-    for trouble in grid.todays:
-        problem, again = trouble.told(language), trouble.again(language)
-        what = f"{trouble.entry.slot[11:]} {problem.what}" + (f" ({again})" if again else "")
-        problems.append(problem._replace(what=what))
-    if problems:
+        tell(console, overdue_line(grid, language), style="bold red")
+    if grid.todays:
         tell(console, "")
-        print_problems(console, problems)
+        print_problems(console, [trouble.told(language) for trouble in grid.todays])
 
 
 def print_grid(grid: DayGrid, console: Console, language: str) -> None:
-    """Today's grid; slots that do not fit beside each other stand in tables below each other."""
-    from rich.table import Table
+    """Today's grid; slots that do not fit beside each other stand below each other."""
     from rich.text import Text as Styled
 
-    def shown_cell(state: State, entry: Mailing | None) -> Styled:
-        number = short_number(entry.rows, language) if entry and state is State.DELIVERED else ""
-        return Styled(number or state.look.letter, state.look.style)
-
-    names = min(max(map(len, grid.cells), default=0), console.width * 2 // 3)
-    most = max(1, (console.width - names) // SLOT_WIDTH)
+    width = max(map(len, grid.cells), default=0)
+    most = max(1, (console.width - width) // SLOT_WIDTH)
     for start in range(0, len(grid.slots), most):
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(f"{grid.now:%d/%m}", overflow="fold", width=max(names, 5))
-        for slot in grid.slots[start : start + most]:
-            table.add_column(slot[11:13], justify="right", width=SLOT_WIDTH - 1)
+        slots = grid.slots[start : start + most]
+        heads = [f"{slot[11:13]:>{SLOT_WIDTH}}" for slot in slots]
+        tell(console, f"{f'{grid.now:%d/%m}':<{width}}{''.join(heads)}")
         for name, cells in grid.cells.items():
-            table.add_row(Styled(name), *(shown_cell(*cell) for cell in cells[start : start + most]))
-        console.print(table)
+            line = Styled(f"{name:<{width}}")
+            for state, entry in map(cells.__getitem__, slots):
+                rows = short_number(entry.rows, language) if entry and state is State.DELIVERED else ""
+                line.append(f"{rows or state.look.letter:>{SLOT_WIDTH}}", state.look.style)
+            console.print(line, soft_wrap=True)
     if not grid.slots:
         tell(console, text("Nothing is due today").told(language))
 
@@ -5489,14 +5473,12 @@ td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING
 
 # The page is static: the reader's clock tells how old it is, and which of the moments written here have come.
 PAGE_SCRIPT = """
-const get = id => document.getElementById(id), lang = document.documentElement.lang;
-const [time, words, due] = JSON.parse(get("run").dataset.facts);
-const age = (Date.now() - new Date(time)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
+const get = id => document.getElementById(id), {run, due} = get("run").dataset;
+const age = (Date.now() - new Date(run)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
 const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
-get("ago").textContent = time && ` (${new Intl.RelativeTimeFormat(lang).format(ago, unit)})`;
-const late = due.filter(([, moment]) => Date.now() >= new Date(moment)).pop();
-if (late) get("run").className = "FAILED";
-get("late").textContent = late ? words.replace("{slot}", late[0]) : "";
+get("ago").textContent = run && ` (${new Intl.RelativeTimeFormat(document.documentElement.lang).format(ago, unit)})`;
+get("late").hidden = !(Date.now() >= new Date(due));
+if (!get("late").hidden) get("run").className = "FAILED";
 const box = document.querySelector(".box"), hour = document.querySelector("[aria-current]");
 if (hour) box.scrollLeft = hour.offsetLeft + hour.offsetWidth - box.clientWidth;  // the last that a phone shows
 setTimeout(() => location.reload(), 3e5);
@@ -5510,7 +5492,7 @@ def html(told: Text, language: str) -> str:
 
 def status_page(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str) -> str:
     """One self-contained HTML page. Of the mailings it holds counts and names."""
-    grid = day_grid(past, campaigns, hours, now)
+    grid = DayGrid(past, campaigns, hours, now)
     title, today = html(text("Mailings"), language), html(text("Today"), language)
     tally = [chip(state, language, f" {shown(count, language)}") for state, count in grid.tally.items()]
     cards = [trend_card(name, past.mailings, now, language) for name in grid.cells]
@@ -5533,29 +5515,18 @@ def status_page(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: da
 
 
 def banner(grid: DayGrid, language: str) -> str:
-    """How the last run went, who needs attention, and what is overdue, which the script brings up to date."""
+    """How the last run went, who needs attention, and what is overdue as soon as the reader's clock says so."""
     first, *more = map(escape, run_lines(grid, language))
     if grid.attention:
         names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
-        names[NAMES_SHOWN:] = ["…"] if len(names) > NAMES_SHOWN else []
-        told = text("Need attention ({count}): {campaigns}", count=len(grid.attention), campaigns=names)
-        more.append(html(told, language))
-    overdue = html(overdue_line(datetime.fromisoformat(grid.overdue)), language) if grid.overdue else ""
+        more.append(html(text("Need attention: {campaigns}", campaigns=names), language))
+    run = grid.last_run.changed if grid.last_run else ""
+    due = overdue_at(grid.due).isoformat() if grid.due else ""
+    lines = "".join(f"<br>{line}" for line in more if line)
     return (
-        f'<p id="run" class="{grid.look.name}" data-facts="{escape(page_facts(grid, language))}">\n'
-        f'{first}<span id="ago"></span>{"".join(f"<br>{line}" for line in more if line)}<br>\n'
-        f'<span id="late">{overdue}</span></p>'
+        f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">\n{first}<span id="ago"></span>{lines}'
+        f'<br><span id="late"{"" if grid.overdue else " hidden"}>{escape(overdue_line(grid, language))}</span></p>'
     )
-
-
-def page_facts(grid: DayGrid, language: str) -> str:
-    """What the page's script compares with the clock: the last run, and when which slot is overdue, in words."""
-    last = grid.last_run
-    due = []
-    for slot in grid.due:
-        told = shown(datetime.fromisoformat(slot), language)
-        due.append((told, f"{overdue_at(slot):%Y-%m-%dT%H:%M}"))
-    return json.dumps([last and last.changed, overdue_line("{slot}").told(language), due])
 
 
 def chip(state: State, language: str, more: str = "") -> str:
@@ -5574,7 +5545,7 @@ def page_table(grid: DayGrid, language: str, label: str) -> str:
     for name, cells in grid.cells.items():
         breaking = escape(name).replace("_", "_<wbr>")
         lines.append(f'\n<tr><th scope="row">{breaking}')
-        lines += [page_cell(*cell, language) for cell in cells]
+        lines += [page_cell(*cell, language) for cell in cells.values()]
     box = f'<div class="box" tabindex="0" role="region" aria-label="{label}">'
     return f"{box}<table>{''.join(lines)}</table></div>"
 
@@ -5596,34 +5567,31 @@ def page_cell(state: State, entry: Mailing | None, language: str) -> str:
 def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: str) -> str:
     """What a campaign delivered in two weeks: a bar for each slot, as high as its rows."""
     sent = [entry for entry in mailings if entry.campaign == name and entry.state is State.DELIVERED]
-    rows = {datetime.fromisoformat(entry.slot): entry.rows for entry in sent}
-    if not rows:
-        return card(name, text("nothing delivered in two weeks"), "", language)
-    first_day, most = now.date() - timedelta(days=PAGE_DAYS), max(1, *rows.values())
-    bars = [
-        f"M{(slot.date() - first_day).days * 24 + slot.hour} 40v-{round(38 * count / most)}"
-        for slot, count in rows.items()
-    ]
-    latest, median = list(rows.values())[-1], round(statistics.median(rows.values()))
-    figures = text("latest {latest}, median {median}", latest=latest, median=median)
-    drawing = (
-        f'<svg role="img" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40" preserveAspectRatio="none">'
-        f'<title>{escape(name)}: {html(figures, language)}</title><path class="DELIVERED" d="{"".join(bars)}"/></svg>'
+    rows = {entry.slot: entry.rows for entry in sent}
+    first = datetime.fromisoformat(f"{now:%Y-%m-%d}") - timedelta(days=PAGE_DAYS)
+    figures, bars = text("nothing delivered in two weeks"), ""
+    if rows:
+        latest, median = list(rows.values())[-1], round(statistics.median(rows.values()))
+        figures = text("latest {latest}, median {median}", latest=latest, median=median)
+    for slot, count in rows.items():
+        hour = (datetime.fromisoformat(slot) - first) // timedelta(hours=1)
+        bars += f"M{hour} 40v-{round(38 * count / max(1, *rows.values()))}"
+    return (
+        f'<li><b>{escape(name)}</b><br><small class="soft">{html(figures, language)}</small>'
+        f'<svg aria-hidden="true" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40" preserveAspectRatio="none">'
+        f'<path class="DELIVERED" d="{bars}"/></svg>\n'
     )
-    return card(name, figures, drawing, language)
-
-
-def card(name: str, figures: Text, drawing: str, language: str) -> str:
-    return f'<li><b>{escape(name)}</b><br><small class="soft">{html(figures, language)}</small>{drawing}\n'
 
 
 def page_problem(trouble: Trouble, language: str) -> str:
     """What needed a person, and what to do."""
-    problem, time = trouble.told(language), shown(datetime.fromisoformat(trouble.entry.changed), language)
-    hint = f"<p>→ {escape(problem.hint)}</p>" if problem.hint else ""
+    entry = trouble.entry
+    time = shown(datetime.fromisoformat(entry.changed), language)
+    again = html(text("works again"), language) if trouble.is_over else ""
+    hint = f"<p>→ {escape(entry.hint)}</p>" if entry.hint else ""
     return (
-        f"{chip(trouble.state, language)} <b>{escape(problem.who)}</b> "
-        f'<small class="soft">{time} {escape(trouble.again(language))}</small><p>{escape(problem.message)}</p>{hint}'
+        f"{chip(trouble.state, language)} <b>{escape(whose(entry, language))}</b> "
+        f'<small class="soft">{time} {again}</small><p>{escape(entry.message)}</p>{hint}'
     )
 
 
@@ -5644,13 +5612,13 @@ def told_fault(fault: PipelineError, language: str) -> tuple[str, str]:
 
 def past_run(end: Report | PipelineError, now: datetime, language: str) -> PastRun:
     """How a run ended, as the ledger keeps it."""
+    slot, hint = slot_of(now), ""
     if isinstance(end, Report):
-        start, (message, hint) = end.start, (end.totals.told(language), "")
+        slot, message = end.slot, end.totals.told(language)
     else:
-        start, (message, hint) = now, told_fault(end, language)
-    started = isinstance(end, Report)
-    how: dict[str, Any] = {"slot": slot_of(start), "exit_code": end.exit_code, "started": started}
-    return PastRun(**how, message=message, hint=hint, changed=now.isoformat(), id=0)
+        message, hint = told_fault(end, language)
+    told: dict[str, Any] = {"slot": slot, "message": message, "hint": hint, "changed": now.isoformat()}
+    return PastRun(id=0, exit_code=end.exit_code, started=isinstance(end, Report), **told)
 
 
 def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple[list[str], list[str]]:
@@ -5727,7 +5695,8 @@ def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError
             known = recent(ledger, now)
             before = Past([entry for entry in known.mailings if entry.changed <= start], known.runs)
             ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
-            page = status_page(recent(ledger, now), files.campaigns, settings.hours, now, settings.language)
+            past = Past(known.mailings, [*known.runs, run])
+            page = status_page(past, files.campaigns, settings.hours, now, settings.language)
         file = LocalFile(settings.output / "status.html")
         file.write(page.encode())
         file.keep()
@@ -5760,6 +5729,9 @@ def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+Asked = argparse.Namespace  # what the options ask for
 
 
 def config_path(named: str | None) -> Path:
@@ -5815,7 +5787,7 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
     return made
 
 
-# What is more than a switch.
+# The options that are more than a switch.
 OPTIONS: dict[str, dict[str, Any]] = {
     "--only": {"action": "append", "default": [], "metavar": "CAMPAIGN"},
     "--config": {"metavar": "FILE"},
@@ -5840,13 +5812,17 @@ class LineFormatter(logging.Formatter):
 
 
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
-    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows. Raises SettingsFault."""
-    path = settings.local(settings.log_dir) / f"{PROGRAM}_{clock.now():%Y-%m-%d}.log"
-    started = log.makeRecord(PROGRAM, logging.INFO, "", 0, f"{PROGRAM} {__version__} started", (), None)
+    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows.
+
+    Raises SettingsFault.
+    """
+    now = clock.now()
+    path = settings.local(settings.log_dir) / f"{PROGRAM}_{now:%Y-%m-%d}.log"
+    started = f"{now.isoformat(' ', 'milliseconds')} INFO {PROGRAM} {__version__} started\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:  # a full disk shows here; logging itself would swallow it
-            file.write(LineFormatter().format(started) + "\n")
+        with path.open("a", encoding="utf-8") as file:  # a full disk shows here; logging would swallow it
+            file.write(started)
         log.handlers = [logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
@@ -5859,30 +5835,28 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
+    paramiko = logging.getLogger("paramiko")
+    paramiko.setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
 
 
-def make_console(arguments: argparse.Namespace) -> Console:
-    """Standard output for a person; plain text where nobody looks, or where it has gone."""
+def make_console(asked: Asked) -> Console | None:
+    """Standard output for a person; plain text where nobody looks, None where there is nothing to show it on."""
     from rich.console import Console
 
     class PatientConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would end the program with 1
             raise BrokenPipeError
 
-    stream = sys.stdout
-    if stream is None or arguments.json:
-        stream = io.StringIO()
-    elif isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
-    if arguments.scheduled or not stream.isatty():
-        return PatientConsole(file=stream, force_terminal=False, no_color=True, width=120)
-    return PatientConsole(file=stream)
+    if asked.json or not sys.stdout:
+        return None
+    if asked.scheduled or not sys.stdout.isatty():
+        return PatientConsole(force_terminal=False, no_color=True, width=120)
+    return PatientConsole()
 
 
 @contextlib.contextmanager
 def showing() -> Iterator[None]:
-    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing of what was done."""
+    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing."""
     try:
         yield
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -5891,10 +5865,13 @@ def showing() -> Iterator[None]:
         log.warning(text("not everything could be shown: standard output cannot be written"))
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, in ASCII so that every console and reader takes it."""
-    if sys.stdout:
-        print(json.dumps(value))
+def show(console: Console | None, printed: Callable[[Console], None], value: Mapping[str, Any]) -> None:
+    """An outcome: on the console, or as one JSON object in ASCII, which every reader takes."""
+    with showing():
+        if console:
+            printed(console)
+        elif sys.stdout:
+            print(json.dumps(value))
 
 
 def missing_packages() -> list[str]:
@@ -5904,23 +5881,23 @@ def missing_packages() -> list[str]:
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 
-def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
+def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
     """Settings and query files. Raises SettingsFault with every fault of both."""
     if missing := missing_packages():
         message = text("this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing)
         cure = text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
         raise SettingsFault(message, cure)
-    path, sends = config_path(arguments.config), not (arguments.dry_run or arguments.status)
+    path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
     faults: list[Text] = []
     try:
-        settings = load_settings(path, environ, sends=sends, knows_host=not arguments.check)
+        settings = load_settings(path, environ, sends=sends, knows_host=not asked.check)
     except SettingsFault as error:
         if error.settings is None:
             raise
         settings, faults = error.settings, [*error.faults]
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
-        choose(files, arguments.only)
+        choose(files, asked.only)
     except SettingsFault as error:
         raise type(error)(*faults, *error.faults, settings=settings) from None
     if faults:
@@ -5929,64 +5906,57 @@ def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Set
     return settings, files
 
 
-def show_status(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
-    now, past = clock.now(), Past()
+    now, past, language = clock.now(), Past(), settings.language
     if settings.ledger_path.exists():
         with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
             past = recent(ledger, now)
-    grid = day_grid(past, files.campaigns, settings.hours, now)
-    with showing():
-        if arguments.json:
-            print_json(status_json(grid))
-        print_status(grid, make_console(arguments), settings.language)
+    grid = DayGrid(past, files.campaigns, settings.hours, now)
+    show(make_console(asked), lambda console: print_status(grid, console, language), status_json(grid))
     return ExitCode.OK
 
 
-def show_check(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
-    findings = check(settings, choose(files, arguments.only), clock)
+    findings = check(settings, choose(files, asked.only), clock)
     code, lines = check_code(findings), []
     for line in findings:
         told = {"message": str(line.told), "hint": str(line.hint or "")}
         lines.append({"what": str(line.what), "ok": not line.error} | told)
-    with showing():
-        if arguments.json:
-            print_json(code_json(code) | {"checks": lines})
-        console = make_console(arguments)
+
+    def printed(console: Console) -> None:
         print_findings(findings, console, settings.language)
         tell(console, closing_line(code).told(settings.language))
+
+    show(make_console(asked), printed, code_json(code) | {"checks": lines})
     return code
 
 
-def deliver(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """A run, or its rehearsal. Raises PipelineError."""
-    options = Options(
-        arguments.dry_run, arguments.scheduled, tuple(arguments.only), arguments.resend, arguments.ignore_hours
-    )
+    options = Options(asked.dry_run, asked.scheduled, tuple(asked.only), asked.resend, asked.ignore_hours)
     reason = settings.hours.why_not(clock.now())
     if reason and not (options.ignore_hours or options.dry_run):
         if options.scheduled:
             log.info(text("outside the hours, nothing to do: {reason}", reason=reason))
             return ExitCode.OK
-        raise OutsideHours(reason, text("wait, or use --ignore-hours if you really want to start calls now"))
+        hint = text("wait, or use --ignore-hours if you really want to start calls now")
+        raise OutsideHours(reason, hint)
     for note in files.notes:
         log.info(note)
-    console = make_console(arguments)
+    console = make_console(asked)
     report = (rehearse if options.dry_run else run)(settings, files, options, clock, console)
     slot, seconds = datetime.fromisoformat(report.slot), f"{report.seconds:.1f}"
     template, outcome = "slot {slot}: {totals} in {seconds} s; {outcome}", closing_line(report.exit_code)
     log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
-    with showing():
-        if arguments.json:
-            print_json(report.as_json())
-        print_report(report, console, settings.language)
+    show(console, lambda console: print_report(report, console, settings.language), report.as_json())
     return report.exit_code
 
 
-def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
+def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
     """The one thing that the options ask for: its exit code. An error that stops all of it is told here.
 
     language: the operator's, as far as it is known before the settings are.
@@ -5994,12 +5964,11 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock,
     settings: Settings | None = None
     files = QueryFiles((), (), ())
     try:
-        settings, files = load(arguments, environ)
-        if arguments.status:
-            return show_status(arguments, settings, files, clock)
+        settings, files = load(asked, environ)
+        if asked.status:
+            return show_status(asked, settings, files, clock)
         open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
-        action = show_check if arguments.check else deliver
-        return action(arguments, settings, files, clock)
+        return (show_check if asked.check else deliver)(asked, settings, files, clock)
     except PipelineError as found:
         fault = found
     except KeyboardInterrupt:
@@ -6007,14 +5976,14 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock,
     except Exception as found:
         fault = bug(found)
     settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
-    looks = arguments.check or arguments.status or arguments.dry_run
-    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not arguments.scheduled
+    looks = asked.check or asked.status or asked.dry_run
+    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not asked.scheduled
     if settings and not (looks or by_hand):
         if not log.handlers:
             with contextlib.suppress(SettingsFault):
                 open_log(settings, clock, console=False)
         aftermath(settings, files, fault, clock)
-    tell_fault(fault, settings.language if settings else language, arguments.json)
+    tell_fault(fault, settings.language if settings else language, asked.json)
     return fault.exit_code
 
 
@@ -6023,27 +5992,32 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
     lines = [*fault.lines, closing_line(fault.exit_code)]
     for line in lines if log.handlers else ():
         log.error(line)
+    is_told = any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers)
     with showing():
-        if isinstance(sys.stderr, io.TextIOWrapper):
-            sys.stderr.reconfigure(errors="replace")
-        if sys.stderr and not any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers):
+        if sys.stderr and not is_told:
             print("\n".join(line.told(language) for line in lines), file=sys.stderr)
-        if as_json:
+        if sys.stdout and as_json:
             error, hint = told_fault(fault, "en")
-            print_json(code_json(fault.exit_code) | {"error": error, "hint": hint})
+            print(json.dumps(code_json(fault.exit_code) | {"error": error, "hint": hint}))
 
 
 def main(
     argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, clock: Clock | None = None
 ) -> int:
-    """Run the program; returns its exit code. Nothing is raised but argparse's SystemExit (code 2 for wrong usage)."""
+    """Run the program; returns its exit code.
+
+    Nothing is raised but argparse's SystemExit (code 2 for wrong usage).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
     environ = os.environ if environ is None else environ
     language = early_language(sys.argv[1:] if argv is None else argv, environ)
-    arguments = parser(language).parse_args(argv)
+    asked = parser(language).parse_args(argv)
     try:
-        return act(arguments, environ, clock or Clock(), language)
+        return act(asked, environ, clock or Clock(), language)
     except KeyboardInterrupt:  # after the run itself, beside the page or the alerts
-        tell_fault(Stopped(BY_OPERATOR), language, arguments.json)
+        tell_fault(Stopped(BY_OPERATOR), language, asked.json)
         return ExitCode.PARTIAL
 
 
@@ -6705,7 +6679,7 @@ PORTUGUESE: dict[str, str] = {
     "Last run: {time}": "Última execução: {time}",
     "No successful run yet": "Nenhuma execução com êxito até agora",
     "Last successful run: {time}": "Última execução com êxito: {time}",
-    "Need attention ({count}): {campaigns}": "Precisam de atenção ({count}): {campaigns}",
+    "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",
     "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now": (
         "O horário {slot} está atrasado: nada foi entregue. Dê dois cliques em run_pipeline.bat para executar agora"
     ),

@@ -307,7 +307,7 @@ def test_an_alert_in_portuguese(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     (alert,) = sent
     assert alert.splitlines() == [
         "mailing_pipeline: os mailings precisam de atenção",
-        "retida: retido: 3 contatos, menos que min_rows 50",
+        "retida: 12:00 retido: 3 contatos, menos que min_rows 50",
         "    -> confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo da consulta",
         "a próxima execução tenta de novo sozinha; nada é enviado duas vezes",
     ]
