@@ -4345,7 +4345,7 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a state is shown: letter and rich's style on a terminal; sign and colours, light and dark, on the page."""
+    """How a state is shown: letter and rich's style on a terminal, sign and two colours on the page."""
 
     letter: str
     style: str
@@ -4370,7 +4370,7 @@ LOOKS = dict.fromkeys(State, Look(".", "default")) | {
 
 
 class Problem(NamedTuple):
-    """What a person is told of something that went wrong: whose it is, what, why, and what to do."""
+    """What a person is told of something that went wrong: who has it, what it is, what to do."""
 
     who: str
     what: str
@@ -4402,20 +4402,21 @@ def print_problems(console: Console, problems: Iterable[Problem]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did."""
+    """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
 
     slot: str
     start: datetime
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
+    hint: Text | None = None
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the whole run: 5 and 6 only when a stage failed and nothing got through it."""
+        """The code of the whole run: 5 and 6 only if a stage failed and nothing got through it."""
         errors = [mailing.error for mailing in self.mailings if mailing.error]
         codes = {error.exit_code for error in errors} - {ExitCode.OK}
-        if ExitCode.BUG in codes or not codes:
+        if not codes or ExitCode.BUG in codes:
             return ExitCode.BUG if codes else ExitCode.OK
         states = {mailing.state for mailing in self.mailings}
         stages = {error.exit_code for error in errors if error.wide}
@@ -4429,9 +4430,14 @@ class Report:
     @property
     def totals(self) -> Text:
         """'5 delivered, 1 held'."""
-        tally = Counter(mailing.state for mailing in self.mailings).items()
-        counted = [text("{count} {state}", count=count, state=text(state)) for state, count in tally]
-        return text("{counts}", counts=counted) if counted else text("nothing due")
+        counts = []
+        for state, count in Counter(mailing.state for mailing in self.mailings).items():
+            counts.append(text("{count} {state}", count=count, state=text(state)))
+        return text("{counts}", counts=counts) if counts else text("nothing due")
+
+    @property
+    def lines(self) -> list[Text]:
+        return [self.totals]
 
     def path_of(self, mailing: Mailing) -> str:
         """Where a mailing went; after a rehearsal where it would go, and under which name."""
@@ -4445,7 +4451,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             **code_json(self.exit_code),
             **({"folder": str(self.folder)} if self.folder else {}),
-            "campaigns": [{"verdict": mailing.state} | stored(mailing) for mailing in self.mailings],
+            "campaigns": [stored(entry) | {"verdict": entry.state} for entry in self.mailings],
         }
 
 
@@ -4524,10 +4530,11 @@ def result_table(report: Report, language: str, with_paths: bool = True) -> Tabl
     for mailing in report.mailings:
         state = Styled(mailing.state.told(language), mailing.state.look.style)
         counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
-        size, seconds = human_size(mailing.size_bytes, language), written(f"{mailing.seconds:.1f}", language)
-        last = shown(mailing.columns, language) if dry else seconds
+        counts.append(human_size(mailing.size_bytes, language))
+        seconds = written(f"{mailing.seconds:.1f}", language)
+        counts.append(shown(mailing.columns, language) if dry else seconds)
         path = [Styled(report.path_of(mailing))] if with_paths else []
-        table.add_row(Styled(mailing.campaign), state, *counts, size, last, *path)
+        table.add_row(Styled(mailing.campaign), state, *counts, *path)
     return table
 
 
@@ -4537,14 +4544,14 @@ def at_work(mailing: Mailing) -> bool:
 
 
 def doing(mailing: Mailing, language: str) -> Text:
-    """What a campaign is at: its outcome, once it has one; else the upload, the query, or nothing yet."""
+    """What a campaign is at: its outcome, or the upload, the query, or nothing yet."""
     if mailing.state not in UNSETTLED:
         return text(mailing.state)
     if not mailing.began_s:
         return text("waiting")
     if mailing.sent_bytes:
-        sent, size = (human_size(count, language) for count in (mailing.sent_bytes, mailing.size_bytes))
-        return text("sending {sent} of {size}", sent=sent, size=size)
+        size = human_size(mailing.size_bytes, language)
+        return text("sending {sent} of {size}", sent=human_size(mailing.sent_bytes, language), size=size)
     if mailing.size_bytes:
         return text("ready")
     if mailing.rows:
@@ -4552,22 +4559,19 @@ def doing(mailing: Mailing, language: str) -> Text:
     return text("the query is running")
 
 
-def progress_table(mailings: Sequence[Mailing], now_s: float, console: Console, language: str) -> Table:
-    """A line per campaign with the time gone; where not all have room, those at work stand first."""
+def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> Table:
+    """A line per campaign with the time gone, those at work first: a low terminal shows no others."""
     from rich.table import Table
     from rich.text import Text as Styled
 
-    room = console.height - 2
-    if len(mailings) > room:
-        mailings = sorted(mailings, key=at_work, reverse=True)[:room]
     lines = Table.grid(padding=(0, 2))
-    lines.add_column(no_wrap=True, overflow="ellipsis", max_width=console.width // 3)
-    lines.add_column(no_wrap=True, justify="right")
-    lines.add_column(no_wrap=True, overflow="ellipsis")
-    for mailing in mailings:
+    for justify in ("left", "right", "left"):
+        lines.add_column(justify=justify, no_wrap=True)
+    for mailing in sorted(mailings, key=at_work, reverse=True):
         minutes, seconds = divmod(int(now_s - mailing.began_s), 60)
         gone = f"{minutes}:{seconds:02}" if at_work(mailing) else ""
-        lines.add_row(Styled(mailing.campaign), gone, Styled(doing(mailing, language).told(language)))
+        told = doing(mailing, language).told(language)
+        lines.add_row(Styled(mailing.campaign), gone, Styled(told))
     return lines
 
 
@@ -4580,9 +4584,9 @@ def live_progress(console: Console | None, mailings: Sequence[Mailing], language
     from rich.live import Live
 
     def table() -> Table:
-        return progress_table(mailings, clock.steady_s(), console, language)
+        return progress_table(mailings, clock.steady_s(), language)
 
-    with Live(get_renderable=table, console=console, refresh_per_second=4, transient=True):
+    with Live(get_renderable=table, console=console, transient=True, vertical_overflow="crop"):
         yield
 
 
@@ -5204,7 +5208,7 @@ def recent(ledger: Ledger, now: datetime) -> Past:
 
 
 def state_in_grid(entry: Entry, now: datetime) -> State:
-    """An entry's state as the grid shows it. What a killed run left behind counts as failed after an hour."""
+    """An entry's state as the grid shows it. What a killed run left behind has failed after an hour."""
     if entry.state in (State.CLAIMED, State.EXPORTED):
         is_young = now - datetime.fromisoformat(entry.changed) < timedelta(hours=1)
         return State.RUNNING if is_young else State.FAILED
@@ -5284,12 +5288,12 @@ class DayGrid:
     def cells(self) -> dict[str, dict[str, Cell]]:
         """A cell for each campaign and slot of today.
 
-        A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or is
-        run by another PC, has missed nothing. Slots outside the hours appear where something was sent in them.
+        A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or
+        is run by another PC, has missed nothing. Slots outside the hours appear if something was sent then.
         """
         today, current = self.now.date(), slot_of(self.now)
         regular = {*slots_of(self.hours, today)}
-        due = {campaign.name: regular & {*slots_of(campaign.hours, today)} for campaign in self.campaigns}
+        due = {item.name: regular & {*slots_of(item.hours, today)} for item in self.campaigns}
         telling = telling_entries(self.past.mailings)
         sent = [key for key in telling if key[1][:10] == current[:10]]
         first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}
@@ -5297,13 +5301,13 @@ class DayGrid:
         def cell(name: str, slot: str) -> Cell:
             if entry := telling.get((name, slot)):
                 return state_in_grid(entry, self.now), entry
-            if slot not in due.get(name, ()) or (slot < current and first.get(name, current) > slot):
+            if slot not in due.get(name, ()) or slot < min(current, first.get(name, current)):
                 return State.NOT_DUE, None
             return (State.MISSED if slot < current else State.COMING), None
 
         names = dict.fromkeys([*due, *(name for name, _ in sent)])
         slots = sorted(regular | {slot for _, slot in sent})
-        slots = [slot for slot in slots if any(cell(name, slot)[0] != State.NOT_DUE for name in names)]
+        slots = [slot for slot in slots if {cell(name, slot)[0] for name in names} != {State.NOT_DUE}]
         return {name: {slot: cell(name, slot) for slot in slots} for name in names}
 
     @property
@@ -5312,10 +5316,11 @@ class DayGrid:
 
     @property
     def tally(self) -> dict[State, int]:
-        """How often each state occurs, in the order of State."""
-        cells = itertools.chain.from_iterable(line.values() for line in self.cells.values())
-        counts = Counter(state for state, _ in cells)
-        return {state: counts[state] for state in State if counts[state]}
+        """How often each state occurs."""
+        counts = Counter[State]()
+        for cells in self.cells.values():
+            counts.update(state for state, _ in cells.values())
+        return counts
 
     @functools.cached_property
     def troubles(self) -> list[Trouble]:
@@ -5324,14 +5329,17 @@ class DayGrid:
     @property
     def todays(self) -> list[Trouble]:
         """Today's latest trouble of each campaign, and of whole runs."""
-        today = [trouble for trouble in self.troubles if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}"]
-        return list({trouble.entry.campaign: trouble for trouble in reversed(today)}.values())
+        latest = {}
+        for trouble in reversed(self.troubles):
+            if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
+                latest[trouble.entry.campaign] = trouble
+        return list(latest.values())
 
     @property
     def attention(self) -> dict[str, State]:
         """The campaigns that need a person: today's trouble is not over."""
-        open_ones = [trouble for trouble in self.todays if not trouble.is_over]
-        return {trouble.entry.campaign: trouble.state for trouble in open_ones if trouble.entry.campaign}
+        campaigns = [trouble for trouble in self.todays if trouble.entry.campaign]
+        return {item.entry.campaign: item.state for item in campaigns if not item.is_over}
 
     @property
     def last_run(self) -> PastRun | None:
@@ -5358,7 +5366,7 @@ class DayGrid:
 
     @property
     def look(self) -> State:
-        """The banner's colour: green only if the last run ended well and no campaign needs a person."""
+        """The banner's colour: green only if the last run ended well and nobody needs a person."""
         code = self.last_run.exit_code if self.last_run else ExitCode.PARTIAL
         if self.overdue or code not in (ExitCode.OK, ExitCode.PARTIAL):
             return State.FAILED
@@ -5415,7 +5423,9 @@ def short_number(count: int, language: str) -> str:
 def print_status(grid: DayGrid, console: Console, language: str) -> None:
     """The grid, what its letters mean, how the last runs went, and the reason of each trouble."""
     print_grid(grid, console, language)
-    legend = [f"{state.look.letter} {state.told(language)} {count}" for state, count in grid.tally.items()]
+    legend = []
+    for state, count in grid.tally.items():
+        legend.append(f"{state.look.letter} {state.told(language)} {count}")
     console.print("\n" + "   ".join(legend), markup=False, highlight=False)
     for line in run_lines(grid, language):
         tell(console, line)
@@ -5439,8 +5449,10 @@ def print_grid(grid: DayGrid, console: Console, language: str) -> None:
         for name, cells in grid.cells.items():
             line = Styled(f"{name:<{width}}")
             for state, entry in map(cells.__getitem__, slots):
-                rows = short_number(entry.rows, language) if entry and state is State.DELIVERED else ""
-                line.append(f"{rows or state.look.letter:>{SLOT_WIDTH}}", state.look.style)
+                told = state.look.letter
+                if entry and state is State.DELIVERED:
+                    told = short_number(entry.rows, language)
+                line.append(f"{told:>{SLOT_WIDTH}}", state.look.style)
             console.print(line, soft_wrap=True)
     if not grid.slots:
         tell(console, text("Nothing is due today").told(language))
@@ -5471,7 +5483,7 @@ path{vector-effect:non-scaling-stroke;stroke:currentColor;stroke-width:1.2}
 td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING,td.NOT_DUE{background:none}
 """ + "".join(f".{state.name}{{color:light-dark({look.light},{look.dark})}}\n" for state, look in LOOKS.items())
 
-# The page is static: the reader's clock tells how old it is, and which of the moments written here have come.
+# The page is static: the reader's clock tells how old it is, and whether the slot that was due is overdue.
 PAGE_SCRIPT = """
 const get = id => document.getElementById(id), {run, due} = get("run").dataset;
 const age = (Date.now() - new Date(run)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
@@ -5490,32 +5502,33 @@ def html(told: Text, language: str) -> str:
     return escape(told.told(language))
 
 
-def status_page(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str) -> str:
+def status_page(grid: DayGrid, language: str) -> str:
     """One self-contained HTML page. Of the mailings it holds counts and names."""
-    grid = DayGrid(past, campaigns, hours, now)
     title, today = html(text("Mailings"), language), html(text("Today"), language)
-    tally = [chip(state, language, f" {shown(count, language)}") for state, count in grid.tally.items()]
-    cards = [trend_card(name, past.mailings, now, language) for name in grid.cells]
+    tally = [chip(state, language, count) for state, count in grid.tally.items()]
+    cards = [trend_card(name, grid.past.mailings, grid.now, language) for name in grid.cells]
     problems = [page_problem(trouble, language) for trouble in grid.troubles[:PROBLEMS_SHOWN]]
+    trend, latest = text("Contacts delivered in two weeks"), text("Latest problems")
+    generated = html(text("Generated {time}", time=grid.now), language)
     none = f"<li>{html(text('none in two weeks'), language)}"
     return f"""<!DOCTYPE html>
-<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8">
+<title>{title}</title><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
 <style>{PAGE_STYLE}</style></head><body><header><h1>{title}</h1>
 {banner(grid, language)}</header><main>
-<h2>{today}, {now:%d/%m}</h2>
+<h2>{today}, {grid.now:%d/%m}</h2>
 <ul class="signs">{"".join(tally)}</ul>
 {page_table(grid, language, today)}
-<h2>{html(text("Contacts delivered in two weeks"), language)}</h2><ul class="cards">{"".join(cards)}</ul>
-<h2>{html(text("Latest problems"), language)}</h2>
+<h2>{html(trend, language)}</h2><ul class="cards">{"".join(cards)}</ul>
+<h2>{html(latest, language)}</h2>
 <ul class="problems">{"".join(problems) or none}</ul>
-</main><p class="soft">{html(text("Generated {time}", time=now), language)} · {PROGRAM} {__version__}</p>
+</main><p class="soft">{generated} · {PROGRAM} {__version__}</p>
 <script>{PAGE_SCRIPT}</script></body></html>
 """
 
 
 def banner(grid: DayGrid, language: str) -> str:
-    """How the last run went, who needs attention, and what is overdue as soon as the reader's clock says so."""
+    """How the last run went, who needs attention, and, by the reader's clock, whether a slot is overdue."""
     first, *more = map(escape, run_lines(grid, language))
     if grid.attention:
         names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
@@ -5523,15 +5536,17 @@ def banner(grid: DayGrid, language: str) -> str:
     run = grid.last_run.changed if grid.last_run else ""
     due = overdue_at(grid.due).isoformat() if grid.due else ""
     lines = "".join(f"<br>{line}" for line in more if line)
+    overdue, hidden = escape(overdue_line(grid, language)), "" if grid.overdue else " hidden"
     return (
-        f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">\n{first}<span id="ago"></span>{lines}'
-        f'<br><span id="late"{"" if grid.overdue else " hidden"}>{escape(overdue_line(grid, language))}</span></p>'
+        f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">\n'
+        f'{first}<span id="ago"></span>{lines}<br><span id="late"{hidden}>{overdue}</span></p>'
     )
 
 
-def chip(state: State, language: str, more: str = "") -> str:
-    """A state with its word, as an item of a list."""
-    return f'<li><b class="chip {state.name}">{state.look.sign} {escape(state.told(language))}{more}</b>'
+def chip(state: State, language: str, count: object = "") -> str:
+    """A state with its word, and how often it occurs, as an item of a list."""
+    word = f"{escape(state.told(language))} {count}".strip()
+    return f'<li><b class="chip {state.name}">{state.look.sign} {word}</b>'
 
 
 def page_table(grid: DayGrid, language: str, label: str) -> str:
@@ -5541,7 +5556,8 @@ def page_table(grid: DayGrid, language: str, label: str) -> str:
     current = max((slot for slot in grid.slots if slot <= slot_of(grid.now)), default=grid.slots[0])
     lines = [f'<tr><th scope="col">{html(text("campaign"), language)}']
     for slot in grid.slots:
-        lines.append(f'<th scope="col"{" aria-current=time" if slot == current else ""}>{slot[11:]}')
+        mark = " aria-current=time" if slot == current else ""
+        lines.append(f'<th scope="col"{mark}>{slot[11:]}')
     for name, cells in grid.cells.items():
         breaking = escape(name).replace("_", "_<wbr>")
         lines.append(f'\n<tr><th scope="row">{breaking}')
@@ -5552,22 +5568,20 @@ def page_table(grid: DayGrid, language: str, label: str) -> str:
 
 def page_cell(state: State, entry: Mailing | None, language: str) -> str:
     """A cell of the grid: sign and rows, below them the time or the word."""
-    word = escape(state.told(language))
-    time = f"{datetime.fromisoformat(entry.changed):%H:%M}" if entry else ""
-    rows, below = "", word
+    word, time, rows = escape(state.told(language)), "", ""
+    if entry:
+        time = f"{datetime.fromisoformat(entry.changed):%H:%M}"
     if entry and entry.state is State.DELIVERED:
         rows = f" {shown(entry.rows, language)}"
-    if state is State.DELIVERED:
-        below = time
-    elif state in (State.COMING, State.NOT_DUE):
-        below = ""
-    return f'<td class="{state.name}" title="{word} {time}"><b>{state.look.sign}{rows}</b><br><small>{below}</small>'
+    below = {State.DELIVERED: time, State.COMING: "", State.NOT_DUE: ""}.get(state, word)
+    head = f'<td class="{state.name}" title="{word} {time}"><b>{state.look.sign}{rows}</b>'
+    return f"{head}<br><small>{below}</small>"
 
 
 def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: str) -> str:
     """What a campaign delivered in two weeks: a bar for each slot, as high as its rows."""
-    sent = [entry for entry in mailings if entry.campaign == name and entry.state is State.DELIVERED]
-    rows = {entry.slot: entry.rows for entry in sent}
+    own = [entry for entry in mailings if entry.campaign == name]
+    rows = {entry.slot: entry.rows for entry in own if entry.state is State.DELIVERED}
     first = datetime.fromisoformat(f"{now:%Y-%m-%d}") - timedelta(days=PAGE_DAYS)
     figures, bars = text("nothing delivered in two weeks"), ""
     if rows:
@@ -5596,29 +5610,18 @@ def page_problem(trouble: Trouble, language: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Aftermath: the page, alerts and the heartbeat, for those who are not looking. Nothing here can fail a run
+# Aftermath: page, alerts and heartbeat, for those who are not looking. Nothing here can fail a run
 # ---------------------------------------------------------------------------------------------------------------------
 
-ALERT_EVERY = 4  # a trouble is told when it begins, then after so many runs each time, then when it is over
+ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, then when it is over
 TELL_TIMEOUT_S = 20
 
 
-def told_fault(fault: PipelineError, language: str) -> tuple[str, str]:
-    """What stopped everything, and what to do."""
-    lines = fault.lines[:-1] if fault.hint else fault.lines
-    hint = fault.hint.told(language) if fault.hint else ""
+def told_end(end: Report | PipelineError, language: str) -> tuple[str, str]:
+    """How a run ended, and what to do."""
+    lines = end.lines[:-1] if end.hint else end.lines
+    hint = end.hint.told(language) if end.hint else ""
     return "\n".join(line.told(language) for line in lines), hint
-
-
-def past_run(end: Report | PipelineError, now: datetime, language: str) -> PastRun:
-    """How a run ended, as the ledger keeps it."""
-    slot, hint = slot_of(now), ""
-    if isinstance(end, Report):
-        slot, message = end.slot, end.totals.told(language)
-    else:
-        message, hint = told_fault(end, language)
-    told: dict[str, Any] = {"slot": slot, "message": message, "hint": hint, "changed": now.isoformat()}
-    return PastRun(id=0, exit_code=end.exit_code, started=isinstance(end, Report), **told)
 
 
 def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple[list[str], list[str]]:
@@ -5641,13 +5644,13 @@ def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple
 
 
 def missed_slots(before: Past, hours: Hours, now: datetime) -> list[str]:
-    """The slots since the last run in which one should have started: the PC was off, or the task disabled."""
+    """The slots since the last run in which one was due: the PC was off, or the task disabled."""
     due = due_after(before.runs[-1].slot, hours, now) if before.runs else []
     return [f"{datetime.fromisoformat(slot):%d/%m %H:%M}" for slot in due if slot < slot_of(now)]
 
 
 def failure(action: Callable[[], object]) -> str:
-    """Why an action came to nothing; '' if it did not. In TELL_TIMEOUT_S, whatever the other side trickles."""
+    """Why an action failed, or ''; in TELL_TIMEOUT_S, whatever the other side trickles."""
     why = [str(TIMED_OUT)]
 
     def act() -> None:
@@ -5669,7 +5672,8 @@ def send_alert(urls: str, title: str, body: str) -> None:
         import apprise
 
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-        return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=apprise.NotifyFormat.TEXT)
+        plain = apprise.NotifyFormat.TEXT
+        return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
     if why := failure(send):
         template = "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise"
@@ -5685,28 +5689,46 @@ def fetch_heartbeat(url: str) -> None:
 
 
 def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError, clock: Clock) -> None:
-    """After a run, however it ended: its own entry in the ledger, the page, alerts, the heartbeat."""
+    """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
     now, before = clock.now(), Past()
-    run = past_run(end, now, settings.language)
-    this = Past(end.mailings if isinstance(end, Report) else (), (run,))
-    start = (end.start if isinstance(end, Report) else now).isoformat()
+    start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
+    run = past_run(end, start, now, settings.language)
     try:
         with contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger:
             known = recent(ledger, now)
-            before = Past([entry for entry in known.mailings if entry.changed <= start], known.runs)
+            earlier = [entry for entry in known.mailings if entry.changed <= start.isoformat()]
+            before = Past(earlier, known.runs)
             ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
-            past = Past(known.mailings, [*known.runs, run])
-            page = status_page(past, files.campaigns, settings.hours, now, settings.language)
-        file = LocalFile(settings.output / "status.html")
-        file.write(page.encode())
-        file.keep()
+        write_page(settings, files.campaigns, Past(known.mailings, [*known.runs, run]), now)
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
-    alert(settings, this, before, now)
+    alert(settings, Past(mailings, (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
+
+
+def past_run(end: Report | PipelineError, start: datetime, now: datetime, language: str) -> PastRun:
+    """How a run ended, as the ledger keeps it."""
+    message, hint = told_end(end, language)
+    return PastRun(
+        id=0,
+        slot=slot_of(start),
+        exit_code=end.exit_code,
+        started=isinstance(end, Report),
+        message=message,
+        hint=hint,
+        changed=now.isoformat(),
+    )
+
+
+def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime) -> None:
+    """The status page, whole or not at all."""
+    page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
+    file = LocalFile(settings.output / "status.html")
+    file.write(page.encode())
+    file.keep()
 
 
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
@@ -5739,8 +5761,8 @@ def config_path(named: str | None) -> Path:
     return Path(named or Path(__file__).absolute().parent / "config.env").absolute()
 
 
-def early_language(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """The operator's language before the settings are read: for --help, wrong usage, settings with faults."""
+def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
+    """The operator's language before the settings are read: for --help, and faults of usage or settings."""
     if (wanted := environ.get("LANGUAGE", "")) in LANGUAGES:
         return wanted
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -5767,7 +5789,7 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
             "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."
         ),
         epilog=f"{say('exit codes:')}\n{codes}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     one_of = made.add_mutually_exclusive_group()
@@ -5787,6 +5809,8 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
     return made
 
 
+HelpFormatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100)
+
 # The options that are more than a switch.
 OPTIONS: dict[str, dict[str, Any]] = {
     "--only": {"action": "append", "default": [], "metavar": "CAMPAIGN"},
@@ -5796,7 +5820,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class LineFormatter(logging.Formatter):
-    """Local time with its offset, and one line per fact; English in the file, the operator's language on stderr."""
+    """Local time with its offset, and one line per fact; English in the file, told on stderr."""
 
     def __init__(self, language: str = "en") -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -5840,7 +5864,7 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
 
 
 def make_console(asked: Asked) -> Console | None:
-    """Standard output for a person; plain text where nobody looks, None where there is nothing to show it on."""
+    """Standard output for a person; plain text where nobody looks, None where it is not for a person."""
     from rich.console import Console
 
     class PatientConsole(Console):
@@ -5935,7 +5959,8 @@ def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock
 
 def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """A run, or its rehearsal. Raises PipelineError."""
-    options = Options(asked.dry_run, asked.scheduled, tuple(asked.only), asked.resend, asked.ignore_hours)
+    only = tuple(asked.only)
+    options = Options(asked.dry_run, asked.scheduled, only, asked.resend, asked.ignore_hours)
     reason = settings.hours.why_not(clock.now())
     if reason and not (options.ignore_hours or options.dry_run):
         if options.scheduled:
@@ -5947,8 +5972,9 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
         log.info(note)
     console = make_console(asked)
     report = (rehearse if options.dry_run else run)(settings, files, options, clock, console)
+    template = "slot {slot}: {totals} in {seconds} s; {outcome}"
     slot, seconds = datetime.fromisoformat(report.slot), f"{report.seconds:.1f}"
-    template, outcome = "slot {slot}: {totals} in {seconds} s; {outcome}", closing_line(report.exit_code)
+    outcome = closing_line(report.exit_code)
     log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
@@ -5957,7 +5983,7 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
 
 
 def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
-    """The one thing that the options ask for: its exit code. An error that stops all of it is told here.
+    """The one thing that the options ask for; an error that stops all of it is told here.
 
     language: the operator's, as far as it is known before the settings are.
     """
@@ -5982,13 +6008,14 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
         if not log.handlers:
             with contextlib.suppress(SettingsFault):
                 open_log(settings, clock, console=False)
-        aftermath(settings, files, fault, clock)
+        with contextlib.suppress(KeyboardInterrupt):
+            aftermath(settings, files, fault, clock)
     tell_fault(fault, settings.language if settings else language, asked.json)
     return fault.exit_code
 
 
 def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
-    """What stopped everything: in the log in English, on standard error in the operator's language."""
+    """What stopped everything: in the log in English, on stderr in the operator's language."""
     lines = [*fault.lines, closing_line(fault.exit_code)]
     for line in lines if log.handlers else ():
         log.error(line)
@@ -5997,7 +6024,7 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
         if sys.stderr and not is_told:
             print("\n".join(line.told(language) for line in lines), file=sys.stderr)
         if sys.stdout and as_json:
-            error, hint = told_fault(fault, "en")
+            error, hint = told_end(fault, "en")
             print(json.dumps(code_json(fault.exit_code) | {"error": error, "hint": hint}))
 
 
@@ -6012,13 +6039,8 @@ def main(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
     environ = os.environ if environ is None else environ
-    language = early_language(sys.argv[1:] if argv is None else argv, environ)
-    asked = parser(language).parse_args(argv)
-    try:
-        return act(asked, environ, clock or Clock(), language)
-    except KeyboardInterrupt:  # after the run itself, beside the page or the alerts
-        tell_fault(Stopped(BY_OPERATOR), language, asked.json)
-        return ExitCode.PARTIAL
+    language = early_language(argv, environ)
+    return act(parser(language).parse_args(argv), environ, clock or Clock(), language)
 
 
 CLOSE_GRACE_S = 4.5
@@ -6030,10 +6052,10 @@ def interrupt(*_: object) -> None:
 
 
 def heed_closing_window() -> object:
-    """On Windows, end the run in order when the console window is closed; what it returns must be kept until the end.
+    """On Windows, end the run in order when its window is closed; what it returns is to be kept until then.
 
-    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the handler
-    returns, as that of the C runtime does after raising SIGBREAK: so ours waits for the run to be over.
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the
+    handler returns, as that of the C runtime does after raising SIGBREAK: ours waits for the run to end.
     """
     import _thread
     import ctypes
@@ -6051,7 +6073,7 @@ def heed_closing_window() -> object:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with code at once: an interpreter that takes itself apart first needs another 80 ms for it."""
+    """End the process at once: an interpreter that takes itself apart first needs another 80 ms."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # `showing` has said so

@@ -389,7 +389,7 @@ LEFT = mp.Pickup.LEFT
     ],
 )
 def test_the_banner_is_green_only_where_nothing_needs_a_person(today: list[Entry], look: str) -> None:
-    text = mp.status_page(past(today), [campaign("a"), campaign("b")], HOURS, TUESDAY, "en")
+    text = mp.status_page(mp.DayGrid(past(today), [campaign("a"), campaign("b")], HOURS, TUESDAY), "en")
     assert re.findall('<p id="run" class="(.*?)"', text) == [look]
 
 
@@ -434,7 +434,7 @@ def test_monitoring_gets_the_same_grid_as_json() -> None:
 def page(
     entries: Sequence[Entry], names: tuple[str, ...] = NAMES, language: str = "en", now: datetime = TUESDAY
 ) -> str:
-    return mp.status_page(past(entries), [campaign(name) for name in names], HOURS, now, language)
+    return mp.status_page(mp.DayGrid(past(entries), [campaign(name) for name in names], HOURS, now), language)
 
 
 FORTY = tuple(f"{name}_{region}" for region in ("sul", "sp", "rj", "ne", "norte", "mg", "df", "co") for name in NAMES)
@@ -528,7 +528,7 @@ def test_a_trend_has_a_bar_for_each_slot_as_high_as_its_rows() -> None:
 def test_the_page_computes_nothing_but_compares_with_the_clock(now: datetime, due: str) -> None:
     """The moment from which something is overdue is written by the program."""
     hours = mp.Hours(HOURS.days, SATURDAY_SHORT.starts, frozenset({date(2026, 12, 25)}))
-    text = mp.status_page(past(history(NAMES, now)), CAMPAIGNS, hours, now, "en")
+    text = mp.status_page(mp.DayGrid(past(history(NAMES, now)), CAMPAIGNS, hours, now), "en")
     assert re.findall('data-due="(.*?)"', text) == [due]
     assert not re.search(r"getHours|getDay|holiday", mp.PAGE_SCRIPT)
 
