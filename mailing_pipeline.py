@@ -4343,28 +4343,25 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a state is shown: letter and rich's style on a terminal, sign and two colours on the page."""
+class Look(NamedTuple):
+    """How a state is shown: letter and rich's style on a terminal, sign on the page (its colour: PAGE_STYLE)."""
 
     letter: str
     style: str
-    sign: str = "·"
-    light: str = "#57606a"
-    dark: str = "#a3abb5"
+    sign: str
 
 
-LOOKS = dict.fromkeys(State, Look(".", "default")) | {
-    State.DELIVERED: Look("+", "green", "✓", "#14532d", "#a5e0b2"),
-    State.READY: Look("+", "green", "✓", "#14532d", "#a5e0b2"),
-    State.EMPTY: Look("0", "cyan", "○", "#0b5563", "#a0dbe6"),
-    State.HELD: Look("H", "yellow", "‖", "#6b4500", "#f5d67b"),
-    State.FAILED: Look("X", "bold red", "✗", "#a10d0d", "#ffb0b0"),
-    State.NOT_TAKEN: Look("T", "bold yellow", "↯", "#8a3a00", "#ffc08a"),
-    State.IN_DOUBT: Look("?", "bold magenta", "?", "#6a1bb0", "#dcbcff"),
-    State.RUNNING: Look(">", "blue", "▸", "#0b4fa0", "#a9d0ff"),
-    State.MISSED: Look("!", "bold red", "!", "#a10d0d", "#ffb0b0"),
-    State.COMING: Look(".", "dim"),
+LOOKS = dict.fromkeys(State, Look(".", "default", "·")) | {
+    State.DELIVERED: Look("+", "green", "✓"),
+    State.READY: Look("+", "green", "✓"),
+    State.EMPTY: Look("0", "cyan", "○"),
+    State.HELD: Look("H", "yellow", "‖"),
+    State.FAILED: Look("X", "bold red", "✗"),
+    State.NOT_TAKEN: Look("T", "bold yellow", "↯"),
+    State.IN_DOUBT: Look("?", "bold magenta", "?"),
+    State.RUNNING: Look(">", "blue", "▸"),
+    State.MISSED: Look("!", "bold red", "!"),
+    State.COMING: Look(".", "dim", "·"),
     State.NOT_DUE: Look("-", "dim", "–"),
 }
 
@@ -4409,7 +4406,7 @@ class Report:
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
-    hint: Text | None = None
+    hint: ClassVar = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -4528,13 +4525,14 @@ def result_table(report: Report, language: str, with_paths: bool = True) -> Tabl
         justify: Any = "right" if 2 <= at <= 5 else "left"
         table.add_column(head.told(language), justify=justify, no_wrap=at > 0, overflow="fold")
     for mailing in report.mailings:
-        state = Styled(mailing.state.told(language), mailing.state.look.style)
-        counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
-        counts.append(human_size(mailing.size_bytes, language))
+        cells = [mailing.campaign, mailing.state.told(language)]
+        cells += [shown(count, language) for count in (mailing.rows, mailing.rejected)]
+        cells.append(human_size(mailing.size_bytes, language))
         seconds = written(f"{mailing.seconds:.1f}", language)
-        counts.append(shown(mailing.columns, language) if dry else seconds)
-        path = [Styled(report.path_of(mailing))] if with_paths else []
-        table.add_row(Styled(mailing.campaign), state, *counts, *path)
+        cells += [shown(mailing.columns, language) if dry else seconds, report.path_of(mailing)]
+        name, state, *others = map(Styled, cells[: len(heads)])
+        state.stylize(mailing.state.look.style)
+        table.add_row(name, state, *others)
     return table
 
 
@@ -5327,19 +5325,19 @@ class DayGrid:
         return troubles_of(self.past, self.now)
 
     @property
-    def todays(self) -> list[Trouble]:
+    def todays(self) -> dict[str, Trouble]:
         """Today's latest trouble of each campaign, and of whole runs."""
         latest = {}
         for trouble in reversed(self.troubles):
             if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
                 latest[trouble.entry.campaign] = trouble
-        return list(latest.values())
+        return latest
 
     @property
     def attention(self) -> dict[str, State]:
         """The campaigns that need a person: today's trouble is not over."""
-        campaigns = [trouble for trouble in self.todays if trouble.entry.campaign]
-        return {item.entry.campaign: item.state for item in campaigns if not item.is_over}
+        latest = self.todays.items()
+        return {name: trouble.state for name, trouble in latest if name and not trouble.is_over}
 
     @property
     def last_run(self) -> PastRun | None:
@@ -5433,7 +5431,7 @@ def print_status(grid: DayGrid, console: Console, language: str) -> None:
         tell(console, overdue_line(grid, language), style="bold red")
     if grid.todays:
         tell(console, "")
-        print_problems(console, [trouble.told(language) for trouble in grid.todays])
+        print_problems(console, [trouble.told(language) for trouble in grid.todays.values()])
 
 
 def print_grid(grid: DayGrid, console: Console, language: str) -> None:
@@ -5481,7 +5479,15 @@ svg{display:block;width:100%;height:2.6rem;border-bottom:1px solid var(--line)}
 path{vector-effect:non-scaling-stroke;stroke:currentColor;stroke-width:1.2}
 #run.HELD{border-color:light-dark(#c98500,#f5d67b)}
 td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING,td.NOT_DUE{background:none}
-""" + "".join(f".{state.name}{{color:light-dark({look.light},{look.dark})}}\n" for state, look in LOOKS.items())
+.COMING,.NOT_DUE{color:var(--soft)}
+.DELIVERED{color:light-dark(#14532d,#a5e0b2)}
+.EMPTY{color:light-dark(#0b5563,#a0dbe6)}
+.HELD{color:light-dark(#6b4500,#f5d67b)}
+.FAILED,.MISSED{color:light-dark(#a10d0d,#ffb0b0)}
+.NOT_TAKEN{color:light-dark(#8a3a00,#ffc08a)}
+.IN_DOUBT{color:light-dark(#6a1bb0,#dcbcff)}
+.RUNNING{color:light-dark(#0b4fa0,#a9d0ff)}
+"""
 
 # The page is static: the reader's clock tells how old it is, and whether the slot that was due is overdue.
 PAGE_SCRIPT = """
