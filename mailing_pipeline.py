@@ -4344,25 +4344,24 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 
 
 class Look(NamedTuple):
-    """How a state is shown: letter and rich's style on a terminal, sign on the page (its colour: PAGE_STYLE)."""
+    """How a terminal shows a state: a letter, and rich's style. The page has its word; colours: PAGE_STYLE."""
 
     letter: str
     style: str
-    sign: str
 
 
-LOOKS = dict.fromkeys(State, Look(".", "default", "·")) | {
-    State.DELIVERED: Look("+", "green", "✓"),
-    State.READY: Look("+", "green", "✓"),
-    State.EMPTY: Look("0", "cyan", "○"),
-    State.HELD: Look("H", "yellow", "‖"),
-    State.FAILED: Look("X", "bold red", "✗"),
-    State.NOT_TAKEN: Look("T", "bold yellow", "↯"),
-    State.IN_DOUBT: Look("?", "bold magenta", "?"),
-    State.RUNNING: Look(">", "blue", "▸"),
-    State.MISSED: Look("!", "bold red", "!"),
-    State.COMING: Look(".", "dim", "·"),
-    State.NOT_DUE: Look("-", "dim", "–"),
+LOOKS = dict.fromkeys(State, Look(".", "default")) | {
+    State.DELIVERED: Look("+", "green"),
+    State.READY: Look("+", "green"),
+    State.EMPTY: Look("0", "cyan"),
+    State.HELD: Look("H", "yellow"),
+    State.FAILED: Look("X", "bold red"),
+    State.NOT_TAKEN: Look("T", "bold yellow"),
+    State.IN_DOUBT: Look("?", "bold magenta"),
+    State.RUNNING: Look(">", "blue"),
+    State.MISSED: Look("!", "bold red"),
+    State.COMING: Look(".", "dim"),
+    State.NOT_DUE: Look("-", "dim"),
 }
 
 
@@ -5391,23 +5390,22 @@ def status_json(grid: DayGrid) -> dict[str, Any]:
     }
 
 
-def run_lines(grid: DayGrid, language: str) -> list[str]:
+def run_lines(grid: DayGrid) -> list[Text]:
     """When the last run was; if it did not end well, also how, and when the last good one was."""
     last, good = grid.last_run, grid.last_success
-    lines = []
-    if last and last is not good:
-        when = text("Last run: {time}", time=datetime.fromisoformat(last.changed))
-        lines += [when.told(language), last.message.partition("\n")[0]]
-    success = text("No successful run yet")
+    lines = [text("No successful run yet")]
     if good:
-        success = text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))
-    return [*lines, success.told(language)]
+        lines = [text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))]
+    if last and last is not good:
+        outcome, time = last.message.partition("\n")[0], datetime.fromisoformat(last.changed)
+        lines.insert(0, text("Last run: {time}: {outcome}", time=time, outcome=outcome))
+    return lines
 
 
-def overdue_line(grid: DayGrid, language: str) -> str:
+def overdue_line(grid: DayGrid) -> Text:
     """What is said once the slot that is due is overdue."""
     template = "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now"
-    return text(template, slot=datetime.fromisoformat(grid.due)).told(language) if grid.due else ""
+    return text(template, slot=datetime.fromisoformat(grid.due))
 
 
 def short_number(count: int, language: str) -> str:
@@ -5425,10 +5423,10 @@ def print_status(grid: DayGrid, console: Console, language: str) -> None:
     for state, count in grid.tally.items():
         legend.append(f"{state.look.letter} {state.told(language)} {count}")
     console.print("\n" + "   ".join(legend), markup=False, highlight=False)
-    for line in run_lines(grid, language):
-        tell(console, line)
+    for line in run_lines(grid):
+        tell(console, line.told(language))
     if grid.overdue:
-        tell(console, overdue_line(grid, language), style="bold red")
+        tell(console, overdue_line(grid).told(language), style="bold red")
     if grid.todays:
         tell(console, "")
         print_problems(console, [trouble.told(language) for trouble in grid.todays.values()])
@@ -5494,11 +5492,10 @@ PAGE_SCRIPT = """
 const get = id => document.getElementById(id), {run, due} = get("run").dataset;
 const age = (Date.now() - new Date(run)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
 const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
-get("ago").textContent = run && ` (${new Intl.RelativeTimeFormat(document.documentElement.lang).format(ago, unit)})`;
+const words = new Intl.RelativeTimeFormat(document.documentElement.lang);
+get("ago").textContent = run && ` (${words.format(ago, unit)})`;
 get("late").hidden = !(Date.now() >= new Date(due));
 if (!get("late").hidden) get("run").className = "FAILED";
-const box = document.querySelector(".box"), hour = document.querySelector("[aria-current]");
-if (hour) box.scrollLeft = hour.offsetLeft + hour.offsetWidth - box.clientWidth;  // the last that a phone shows
 setTimeout(() => location.reload(), 3e5);
 """
 
@@ -5535,53 +5532,49 @@ def status_page(grid: DayGrid, language: str) -> str:
 
 def banner(grid: DayGrid, language: str) -> str:
     """How the last run went, who needs attention, and, by the reader's clock, whether a slot is overdue."""
-    first, *more = map(escape, run_lines(grid, language))
+    lines = run_lines(grid)
     if grid.attention:
         names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
-        more.append(html(text("Need attention: {campaigns}", campaigns=names), language))
-    run = grid.last_run.changed if grid.last_run else ""
-    due = overdue_at(grid.due).isoformat() if grid.due else ""
-    lines = "".join(f"<br>{line}" for line in more if line)
-    overdue, hidden = escape(overdue_line(grid, language)), "" if grid.overdue else " hidden"
+        lines.append(text("Need attention: {campaigns}", campaigns=names))
+    first, *more = (html(line, language) for line in lines)
+    run, due, overdue = grid.last_run.changed if grid.last_run else "", "", ""
+    if grid.due:
+        due, overdue = overdue_at(grid.due).isoformat(), html(overdue_line(grid), language)
     return (
         f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">\n'
-        f'{first}<span id="ago"></span>{lines}<br><span id="late"{hidden}>{overdue}</span></p>'
+        f'{"<br>".join([f"""{first}<span id="ago"></span>""", *more])}<br>'
+        f'<span id="late"{"" if grid.overdue else " hidden"}>{overdue}</span></p>'
     )
 
 
 def chip(state: State, language: str, count: object = "") -> str:
     """A state with its word, and how often it occurs, as an item of a list."""
-    word = f"{escape(state.told(language))} {count}".strip()
-    return f'<li><b class="chip {state.name}">{state.look.sign} {word}</b>'
+    return f'<li><b class="chip {state.name}">{html(text(state), language)} {count}</b>'
 
 
 def page_table(grid: DayGrid, language: str, label: str) -> str:
-    """Today's grid. The slot of now is marked: a narrow screen opens there."""
+    """Today's grid."""
     if not grid.slots:
         return f"<p>{html(text('Nothing is due today'), language)}</p>"
-    current = max((slot for slot in grid.slots if slot <= slot_of(grid.now)), default=grid.slots[0])
     lines = [f'<tr><th scope="col">{html(text("campaign"), language)}']
-    for slot in grid.slots:
-        mark = " aria-current=time" if slot == current else ""
-        lines.append(f'<th scope="col"{mark}>{slot[11:]}')
+    lines += [f'<th scope="col">{slot[11:]}' for slot in grid.slots]
     for name, cells in grid.cells.items():
-        breaking = escape(name).replace("_", "_<wbr>")
-        lines.append(f'\n<tr><th scope="row">{breaking}')
+        lines.append(f'\n<tr><th scope="row">{escape(name)}')
         lines += [page_cell(*cell, language) for cell in cells.values()]
     box = f'<div class="box" tabindex="0" role="region" aria-label="{label}">'
     return f"{box}<table>{''.join(lines)}</table></div>"
 
 
 def page_cell(state: State, entry: Mailing | None, language: str) -> str:
-    """A cell of the grid: sign and rows, below them the time or the word."""
-    word, time, rows = escape(state.told(language)), "", ""
+    """A cell of the grid: its state, or its rows with the time or the state below."""
+    word, time = html(text(state), language), ""
     if entry:
         time = f"{datetime.fromisoformat(entry.changed):%H:%M}"
+    told = "" if state in (State.COMING, State.NOT_DUE) else word
     if entry and entry.state is State.DELIVERED:
-        rows = f" {shown(entry.rows, language)}"
-    below = {State.DELIVERED: time, State.COMING: "", State.NOT_DUE: ""}.get(state, word)
-    head = f'<td class="{state.name}" title="{word} {time}"><b>{state.look.sign}{rows}</b>'
-    return f"{head}<br><small>{below}</small>"
+        below = time if state is State.DELIVERED else word
+        told = f"<b>{shown(entry.rows, language)}</b><br><small>{below}</small>"
+    return f'<td class="{state.name}" title="{word} {time}">{told}'
 
 
 def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: str) -> str:
@@ -6704,7 +6697,7 @@ PORTUGUESE: dict[str, str] = {
     "NOTE": "AVISO",
     "FAULT": "FALHA",
     "{what}: {told}": "{what}: {told}",
-    "Last run: {time}": "Última execução: {time}",
+    "Last run: {time}: {outcome}": "Última execução: {time}: {outcome}",
     "No successful run yet": "Nenhuma execução com êxito até agora",
     "Last successful run: {time}": "Última execução com êxito: {time}",
     "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",

@@ -397,7 +397,7 @@ def test_the_banner_says_what_is_the_matter() -> None:
     day = [entry("13", "preventivo", "held"), entry("13", "alto_valor", "delivered")]
     one = page([*day, run("13", 4, message="1 delivered, 1 held")])
     assert "Need attention: preventivo (held)<br>" in one
-    assert 'Last run: 2026-12-22 13:03<span id="ago"></span><br>1 delivered, 1 held<br>No successful run yet' in one
+    assert 'Last run: 2026-12-22 13:03: 1 delivered, 1 held<span id="ago"></span><br>No successful run yet' in one
     two = page([*day, entry("13", "acordo_quebrado", "publishing")], language="pt")
     assert "Precisa de atenção: preventivo (retido), acordo_quebrado (em dúvida)<br>" in two
     many = page([entry("13", name, "failed") for name in FORTY], FORTY)
@@ -695,20 +695,6 @@ def test_the_page_renders_without_overflow_errors_or_faint_text(
         assert browser.happened("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
         asked = [event["params"]["request"]["url"] for event in browser.happened("Network.requestWillBeSent")]
         assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
-
-
-def test_on_a_phone_the_table_opens_at_the_current_hour(browser: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "status.html"
-    path.write_text(page(history(NAMES, TUESDAY.replace(hour=18)), now=TUESDAY.replace(hour=18)), encoding="utf-8")
-    where = """(() => {
-      const of = node => node.getBoundingClientRect(), hour = document.querySelector("[aria-current]");
-      const box = of(document.querySelector(".box")), name = of(document.querySelector("th"));
-      return [hour.textContent, of(hour).left >= name.right, of(hour).right <= box.right, scrollY];
-    })()"""
-    browser.show(path, 375, "light", TUESDAY.replace(hour=18))
-    assert browser.value(where) == ["18:00", True, True, 0]
-    browser.show(path, 1280, "light", TUESDAY.replace(hour=18))
-    assert browser.value("document.querySelector('.box').scrollLeft") == 0
 
 
 @pytest.mark.parametrize(
