@@ -4480,10 +4480,13 @@ def human_size(size_bytes: int, language: str) -> str:
 
 
 def print_report(report: Report, console: Console, language: str) -> None:
-    """The table of results, then every problem with what to do, those of several campaigns once."""
+    """The table of results, the paths, then every problem with what to do."""
     slot = text("Slot {slot}", slot=datetime.fromisoformat(report.slot))
     tell(console, slot.told(language), style="italic")
-    print_results(report, console, language)
+    console.print(result_table(report, language), end="")
+    width = max((len(mailing.campaign) for mailing in report.mailings), default=0)
+    paths = [f"{mailing.campaign:<{width}}  {report.path_of(mailing)}" for mailing in report.mailings]
+    tell(console, "\n".join(["", *paths, ""]))
     problems = []
     for mailing in report.mailings:
         if mailing.message:
@@ -4495,43 +4498,25 @@ def print_report(report: Report, console: Console, language: str) -> None:
     tell(console, closing_line(report.exit_code).told(language))
 
 
-def print_results(report: Report, console: Console, language: str) -> None:
-    """A line per campaign. Paths that make the table wider than the console stand below it."""
-    table, endless = result_table(report, language), console.options.update(max_width=10_000)
-    fits = console.measure(table, options=endless).maximum <= console.width
-    console.print(table if fits else result_table(report, language, with_paths=False))
-    tell(console, "")
-    if not fits:
-        width = max(len(mailing.campaign) for mailing in report.mailings)
-        for mailing in report.mailings:
-            tell(console, f"{mailing.campaign:<{width}}  {report.path_of(mailing)}")
-        tell(console, "")
-
-
-def result_table(report: Report, language: str, with_paths: bool = True) -> Table:
-    """Only a campaign's name may break. Brackets in a name are no markup."""
+def result_table(report: Report, language: str) -> Table:
+    """It fits 80 columns: a campaign's name alone may break. Brackets in a name are no markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text as Styled
 
     dry = report.folder is not None
-    heads = [text("campaign"), text("result"), text("contacts"), text("rejected"), text("size")]
-    heads.append(text("columns") if dry else text("seconds"))
-    if with_paths:
-        heads.append(text("remote path") if dry else text("drop folder"))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for at, head in enumerate(heads):
-        justify: Any = "right" if 2 <= at <= 5 else "left"
-        table.add_column(head.told(language), justify=justify, no_wrap=at > 0, overflow="fold")
+    table.add_column(text("campaign").told(language), overflow="fold")
+    table.add_column(text("result").told(language), no_wrap=True)
+    last = text("columns") if dry else text("seconds")
+    for head in (text("contacts"), text("rejected"), text("size"), last):
+        table.add_column(head.told(language), justify="right", no_wrap=True)
     for mailing in report.mailings:
-        cells = [mailing.campaign, mailing.state.told(language)]
-        cells += [shown(count, language) for count in (mailing.rows, mailing.rejected)]
-        cells.append(human_size(mailing.size_bytes, language))
-        seconds = written(f"{mailing.seconds:.1f}", language)
-        cells += [shown(mailing.columns, language) if dry else seconds, report.path_of(mailing)]
-        name, state, *others = map(Styled, cells[: len(heads)])
-        state.stylize(mailing.state.look.style)
-        table.add_row(name, state, *others)
+        state = Styled(mailing.state.told(language), mailing.state.look.style)
+        counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
+        size, seconds = human_size(mailing.size_bytes, language), f"{mailing.seconds:.1f}"
+        end = shown(mailing.columns, language) if dry else written(seconds, language)
+        table.add_row(Styled(mailing.campaign), state, *counts, size, end)
     return table
 
 
@@ -5508,7 +5493,7 @@ def html(told: Text, language: str) -> str:
 def status_page(grid: DayGrid, language: str) -> str:
     """One self-contained HTML page. Of the mailings it holds counts and names."""
     title, today = html(text("Mailings"), language), html(text("Today"), language)
-    tally = [chip(state, language, count) for state, count in grid.tally.items()]
+    tally = [chip(state, language, f" {count}") for state, count in grid.tally.items()]
     cards = [trend_card(name, grid.past.mailings, grid.now, language) for name in grid.cells]
     problems = [page_problem(trouble, language) for trouble in grid.troubles[:PROBLEMS_SHOWN]]
     trend, latest = text("Contacts delivered in two weeks"), text("Latest problems")
@@ -5547,9 +5532,9 @@ def banner(grid: DayGrid, language: str) -> str:
     )
 
 
-def chip(state: State, language: str, count: object = "") -> str:
-    """A state with its word, and how often it occurs, as an item of a list."""
-    return f'<li><b class="chip {state.name}">{html(text(state), language)} {count}</b>'
+def chip(state: State, language: str, more: str = "") -> str:
+    """A state as an item of a list."""
+    return f'<li><b class="chip {state.name}">{html(text(state), language)}{more}</b>'
 
 
 def page_table(grid: DayGrid, language: str, label: str) -> str:
@@ -5570,7 +5555,7 @@ def page_cell(state: State, entry: Mailing | None, language: str) -> str:
     word, time = html(text(state), language), ""
     if entry:
         time = f"{datetime.fromisoformat(entry.changed):%H:%M}"
-    told = "" if state in (State.COMING, State.NOT_DUE) else word
+    told = {State.COMING: "", State.NOT_DUE: "–"}.get(state, word)
     if entry and entry.state is State.DELIVERED:
         below = time if state is State.DELIVERED else word
         told = f"<b>{shown(entry.rows, language)}</b><br><small>{below}</small>"
@@ -5818,20 +5803,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class LineFormatter(logging.Formatter):
-    """Local time with its offset, and one line per fact; English in the file, told on stderr."""
+def stamp(moment: datetime) -> str:
+    """2026-12-22 12:00:05.123-03:00"""
+    return moment.isoformat(" ", "milliseconds")
 
-    def __init__(self, language: str = "en") -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+class LineFormatter(logging.Formatter):
+    """Local time with its offset, and one line per fact."""
+
+    def __init__(self, language: str) -> None:
         self.language = language
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, Text):
-            record.message = record.msg.told(self.language)
-        return super().formatMessage(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002
-        return datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+    def format(self, record: logging.LogRecord) -> str:
+        told = record.msg.told(self.language) if isinstance(record.msg, Text) else record.getMessage()
+        time = stamp(datetime.fromtimestamp(record.created).astimezone())
+        return f"{time} {record.levelname} {told}"
 
 
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
@@ -5841,7 +5827,7 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     """
     now = clock.now()
     path = settings.local(settings.log_dir) / f"{PROGRAM}_{now:%Y-%m-%d}.log"
-    started = f"{now.isoformat(' ', 'milliseconds')} INFO {PROGRAM} {__version__} started\n"
+    started = f"{stamp(now)} INFO {PROGRAM} {__version__} started\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:  # a full disk shows here; logging would swallow it
@@ -5851,10 +5837,10 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
         reason = foreign(error.strerror)
         fault = text("{path}: cannot be written: {reason}; make LOG_DIR writable", path=path, reason=reason)
         raise SettingsFault(fault) from None
-    log.handlers[0].setFormatter(LineFormatter())
     if console and sys.stderr:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.handlers[1].setFormatter(LineFormatter(settings.language))
+    log.handlers[0].setFormatter(LineFormatter("en"))
     log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
@@ -6640,8 +6626,6 @@ PORTUGUESE: dict[str, str] = {
     "columns": "colunas",
     "size": "tamanho",
     "seconds": "seg.",
-    "remote path": "caminho remoto",
-    "drop folder": "pasta de entrega",
     "waiting": "aguardando",
     "ready": "pronto",
     "the query is running": "consulta em execução",

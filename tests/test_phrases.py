@@ -243,7 +243,7 @@ def test_a_run_in_portuguese(stage: Stage) -> None:
     stage.query("20_retida", "SELECT telefone FROM contatos LIMIT 3", min_rows=50)
     result = stage.run()
     assert result.exit_code == 4
-    for told in ("Horário ", "campanha", "resultado", "contatos", "pasta de entrega", "entregue", "3.000", "retido"):
+    for told in ("Horário ", "campanha", "resultado", "contatos", "entregue", "3.000", "retido"):
         assert told in result.stdout
     assert "20_retida".partition("_")[2] + ": retido: 3 contatos, menos que min_rows 50" in result.stdout
     assert "    -> confira a consulta e os dados" in result.stdout

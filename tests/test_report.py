@@ -230,12 +230,12 @@ def test_forty_long_campaigns_stay_readable(width: int, language: str, state: St
         assert f"{name}  {path}" in lines
 
 
-def test_a_wide_terminal_has_the_paths_in_the_table() -> None:
-    lines = printed([delivered("preventivo", "/entrada/preventivo")], 120)
-    (line,) = [line for line in lines if "preventivo" in line]
-    assert line.split() == [
-        *("preventivo", "delivered", "1,234,567", "1,234", "123.5", "MB", "12.3", "/entrada/preventivo")
-    ]
+@pytest.mark.parametrize("width", [80, 120])
+def test_below_the_table_stands_where_each_mailing_went(width: int) -> None:
+    lines = printed([delivered("preventivo", "/entrada/preventivo")], width)
+    table, path = [line for line in lines if "preventivo" in line]
+    assert path == "preventivo  /entrada/preventivo"
+    assert table.split() == [*("preventivo", "delivered", "1,234,567", "1,234", "123.5", "MB", "12.3")]
 
 
 @pytest.mark.parametrize("width", [80, 120])
