@@ -4344,7 +4344,7 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 
 
 class Look(NamedTuple):
-    """How a terminal shows a state: a letter, and rich's style. The page has its word; colours: PAGE_STYLE."""
+    """How a terminal shows a state: a letter, and rich's style. The page's colours: PAGE_STYLE."""
 
     letter: str
     style: str
@@ -4484,14 +4484,15 @@ def print_report(report: Report, console: Console, language: str) -> None:
     slot = text("Slot {slot}", slot=datetime.fromisoformat(report.slot))
     tell(console, slot.told(language), style="italic")
     console.print(result_table(report, language), end="")
+    tell(console, "")
     width = max((len(mailing.campaign) for mailing in report.mailings), default=0)
-    paths = [f"{mailing.campaign:<{width}}  {report.path_of(mailing)}" for mailing in report.mailings]
-    tell(console, "\n".join(["", *paths, ""]))
     problems = []
     for mailing in report.mailings:
+        tell(console, f"{mailing.campaign:<{width}}  {report.path_of(mailing)}")
         if mailing.message:
             state = mailing.state.told(language)
             problems.append(Problem(mailing.campaign, state, mailing.message, mailing.hint))
+    tell(console, "")
     print_problems(console, problems)
     if report.folder:
         tell(console, text("the CSVs are in {folder}", folder=report.folder).told(language))
@@ -4532,8 +4533,8 @@ def doing(mailing: Mailing, language: str) -> Text:
     if not mailing.began_s:
         return text("waiting")
     if mailing.sent_bytes:
-        size = human_size(mailing.size_bytes, language)
-        return text("sending {sent} of {size}", sent=human_size(mailing.sent_bytes, language), size=size)
+        sent, size = (human_size(n, language) for n in (mailing.sent_bytes, mailing.size_bytes))
+        return text("sending {sent} of {size}", sent=sent, size=size)
     if mailing.size_bytes:
         return text("ready")
     if mailing.rows:
@@ -4542,7 +4543,7 @@ def doing(mailing: Mailing, language: str) -> Text:
 
 
 def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> Table:
-    """A line per campaign with the time gone, those at work first: a low terminal shows no others."""
+    """A line per campaign with the time gone; those at work first, as a low terminal is full soon."""
     from rich.table import Table
     from rich.text import Text as Styled
 
@@ -5169,6 +5170,7 @@ NEED_A_PERSON = (State.HELD, State.FAILED, State.NOT_TAKEN, State.IN_DOUBT)
 SERVED = (*WORKING, State.HELD)  # a held mailing's run took place: another would not help
 Entry = Mailing | PastRun
 Cell = tuple[State, Mailing | None]
+NOT_DUE: Cell = (State.NOT_DUE, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5190,7 +5192,7 @@ def recent(ledger: Ledger, now: datetime) -> Past:
 
 
 def state_in_grid(entry: Entry, now: datetime) -> State:
-    """An entry's state as the grid shows it. What a killed run left behind has failed after an hour."""
+    """An entry's state in the grid. What a killed run left behind has failed after an hour."""
     if entry.state in (State.CLAIMED, State.EXPORTED):
         is_young = now - datetime.fromisoformat(entry.changed) < timedelta(hours=1)
         return State.RUNNING if is_young else State.FAILED
@@ -5270,8 +5272,8 @@ class DayGrid:
     def cells(self) -> dict[str, dict[str, Cell]]:
         """A cell for each campaign and slot of today.
 
-        A past slot without an entry was missed only if the campaign has an earlier entry: what is new, or
-        is run by another PC, has missed nothing. Slots outside the hours appear if something was sent then.
+        A past slot without an entry was missed only if the campaign has an earlier entry: what is
+        new, or is run by another PC, has missed nothing. Outside the hours: only what was sent.
         """
         today, current = self.now.date(), slot_of(self.now)
         regular = {*slots_of(self.hours, today)}
@@ -5284,12 +5286,12 @@ class DayGrid:
             if entry := telling.get((name, slot)):
                 return state_in_grid(entry, self.now), entry
             if slot not in due.get(name, ()) or slot < min(current, first.get(name, current)):
-                return State.NOT_DUE, None
+                return NOT_DUE
             return (State.MISSED if slot < current else State.COMING), None
 
         names = dict.fromkeys([*due, *(name for name, _ in sent)])
         slots = sorted(regular | {slot for _, slot in sent})
-        slots = [slot for slot in slots if {cell(name, slot)[0] for name in names} != {State.NOT_DUE}]
+        slots = [slot for slot in slots if any(cell(name, slot) != NOT_DUE for name in names)]
         return {name: {slot: cell(name, slot) for slot in slots} for name in names}
 
     @property
@@ -5461,7 +5463,8 @@ th:first-child{position:sticky;left:0;border-left:0;background:var(--bg);text-al
 svg{display:block;width:100%;height:2.6rem;border-bottom:1px solid var(--line)}
 path{vector-effect:non-scaling-stroke;stroke:currentColor;stroke-width:1.2}
 #run.HELD{border-color:light-dark(#c98500,#f5d67b)}
-td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING,td.NOT_DUE{background:none}
+td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}
+td.COMING,td.NOT_DUE{background:none}
 .COMING,.NOT_DUE{color:var(--soft)}
 .DELIVERED{color:light-dark(#14532d,#a5e0b2)}
 .EMPTY{color:light-dark(#0b5563,#a0dbe6)}
@@ -5472,10 +5475,11 @@ td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING
 .RUNNING{color:light-dark(#0b4fa0,#a9d0ff)}
 """
 
-# The page is static: the reader's clock tells how old it is, and whether the slot that was due is overdue.
+# The page is static: the reader's clock tells how old it is, and whether a slot is overdue.
 PAGE_SCRIPT = """
 const get = id => document.getElementById(id), {run, due} = get("run").dataset;
-const age = (Date.now() - new Date(run)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
+const age = (Date.now() - new Date(run)) / 6e4;
+const unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
 const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
 const words = new Intl.RelativeTimeFormat(document.documentElement.lang);
 get("ago").textContent = run && ` (${words.format(ago, unit)})`;
@@ -5501,7 +5505,8 @@ def status_page(grid: DayGrid, language: str) -> str:
     none = f"<li>{html(text('none in two weeks'), language)}"
     return f"""<!DOCTYPE html>
 <html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8">
-<title>{title}</title><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<title>{title}</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <style>{PAGE_STYLE}</style></head><body><header><h1>{title}</h1>
 {banner(grid, language)}</header><main>
 <h2>{today}, {grid.now:%d/%m}</h2>
@@ -5516,7 +5521,7 @@ def status_page(grid: DayGrid, language: str) -> str:
 
 
 def banner(grid: DayGrid, language: str) -> str:
-    """How the last run went, who needs attention, and, by the reader's clock, whether a slot is overdue."""
+    """How the last run went, who needs attention, and whether a slot is overdue, by the reader's clock."""
     lines = run_lines(grid)
     if grid.attention:
         names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
@@ -5576,7 +5581,7 @@ def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: 
         bars += f"M{hour} 40v-{round(38 * count / max(1, *rows.values()))}"
     return (
         f'<li><b>{escape(name)}</b><br><small class="soft">{html(figures, language)}</small>'
-        f'<svg aria-hidden="true" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40" preserveAspectRatio="none">'
+        f'<svg aria-hidden="true" preserveAspectRatio="none" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40">'
         f'<path class="DELIVERED" d="{bars}"/></svg>\n'
     )
 
@@ -5601,7 +5606,10 @@ ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, th
 TELL_TIMEOUT_S = 20
 
 
-def told_end(end: Report | PipelineError, language: str) -> tuple[str, str]:
+End = Report | PipelineError  # how a run ended
+
+
+def told_end(end: End, language: str) -> tuple[str, str]:
     """How a run ended, and what to do."""
     lines = end.lines[:-1] if end.hint else end.lines
     hint = end.hint.told(language) if end.hint else ""
@@ -5672,7 +5680,7 @@ def fetch_heartbeat(url: str) -> None:
         log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=why))
 
 
-def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError, clock: Clock) -> None:
+def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> None:
     """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
     now, before = clock.now(), Past()
     start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
@@ -5693,7 +5701,7 @@ def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError
         fetch_heartbeat(settings.heartbeat_url)
 
 
-def past_run(end: Report | PipelineError, start: datetime, now: datetime, language: str) -> PastRun:
+def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun:
     """How a run ended, as the ledger keeps it."""
     message, hint = told_end(end, language)
     return PastRun(
@@ -5716,7 +5724,7 @@ def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, no
 
 
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
-    """Tell of trouble that begins, goes on or is over; before: what the ledger knew before this run."""
+    """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
     language = settings.language
     troubled, working = alert_lines(this, before, now, language)
     if missed := missed_slots(before, settings.hours, now):
@@ -5729,7 +5737,8 @@ def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
     if troubled:
         calming = text("the next hourly run tries again by itself; nothing is ever sent twice")
         troubled.append(calming.told(language))
-    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(language)}", "\n".join(troubled + working))
+    body = "\n".join(troubled + working)
+    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(language)}", body)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5746,7 +5755,7 @@ def config_path(named: str | None) -> Path:
 
 
 def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
-    """The operator's language before the settings are read: for --help, and faults of usage or settings."""
+    """The operator's language before the settings are read: for --help and early faults."""
     if (wanted := environ.get("LANGUAGE", "")) in LANGUAGES:
         return wanted
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -5765,7 +5774,8 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         return text(template).told(language)
 
     words = ARGPARSE_PORTUGUESE if language == "pt" else {}
-    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]  # as gettext would
+    # argparse asks gettext, by this name.
+    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]
     codes = "\n".join(f"  {code.value}  {code.meaning.told(language)}" for code in ExitCode)
     made = argparse.ArgumentParser(
         prog=f"{PROGRAM}.py",
@@ -5815,7 +5825,9 @@ class LineFormatter(logging.Formatter):
         self.language = language
 
     def format(self, record: logging.LogRecord) -> str:
-        told = record.msg.told(self.language) if isinstance(record.msg, Text) else record.getMessage()
+        told = record.getMessage()
+        if isinstance(record.msg, Text):
+            told = record.msg.told(self.language)
         time = stamp(datetime.fromtimestamp(record.created).astimezone())
         return f"{time} {record.levelname} {told}"
 
@@ -5830,8 +5842,8 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     started = f"{stamp(now)} INFO {PROGRAM} {__version__} started\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:  # a full disk shows here; logging would swallow it
-            file.write(started)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(started)  # a full disk shows here; logging would swallow it
         log.handlers = [logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
@@ -5849,7 +5861,7 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
 
 
 def make_console(asked: Asked) -> Console | None:
-    """Standard output for a person; plain text where nobody looks, None where it is not for a person."""
+    """Standard output for a person; plain text where nobody looks; None if it is not for a person."""
     from rich.console import Console
 
     class PatientConsole(Console):
@@ -5874,7 +5886,7 @@ def showing() -> Iterator[None]:
         log.warning(text("not everything could be shown: standard output cannot be written"))
 
 
-def show(console: Console | None, printed: Callable[[Console], None], value: Mapping[str, Any]) -> None:
+def show(console: Console | None, printed: Callable[[Console], None], value: object) -> None:
     """An outcome: on the console, or as one JSON object in ASCII, which every reader takes."""
     with showing():
         if console:
@@ -6037,16 +6049,16 @@ def interrupt(*_: object) -> None:
 
 
 def heed_closing_window() -> object:
-    """On Windows, end the run in order when its window is closed; what it returns is to be kept until then.
+    """On Windows, end the run in order when its window is closed; keep what it returns until then.
 
-    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the
-    handler returns, as that of the C runtime does after raising SIGBREAK: ours waits for the run to end.
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when
+    the handler returns, as the C runtime's does after raising SIGBREAK: ours waits for the run.
     """
     import _thread
     import ctypes
 
     def closing(event: int) -> int:
-        if event == 0:  # Ctrl+C, which Python handles itself; 1 break, 2 close, 5 log-off, 6 shutdown
+        if event == 0:  # Ctrl+C, which Python handles; 1 break, 2 close, 5 log-off, 6 shutdown
             return 0
         _thread.interrupt_main()
         time.sleep(CLOSE_GRACE_S)
