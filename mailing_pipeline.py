@@ -5521,20 +5521,19 @@ def status_page(grid: DayGrid, language: str) -> str:
 
 
 def banner(grid: DayGrid, language: str) -> str:
-    """How the last run went, who needs attention, and whether a slot is overdue, by the reader's clock."""
-    lines = run_lines(grid)
+    """How the last run went, who needs attention, and what is overdue by the reader's clock."""
+    told = run_lines(grid)
     if grid.attention:
         names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
-        lines.append(text("Need attention: {campaigns}", campaigns=names))
-    first, *more = (html(line, language) for line in lines)
-    run, due, overdue = grid.last_run.changed if grid.last_run else "", "", ""
-    if grid.due:
-        due, overdue = overdue_at(grid.due).isoformat(), html(overdue_line(grid), language)
-    return (
-        f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">\n'
-        f'{"<br>".join([f"""{first}<span id="ago"></span>""", *more])}<br>'
-        f'<span id="late"{"" if grid.overdue else " hidden"}>{overdue}</span></p>'
-    )
+        told.append(text("Need attention: {campaigns}", campaigns=names))
+    lines = [html(line, language) for line in told]
+    lines[0] += '<span id="ago"></span>'
+    run = grid.last_run.changed if grid.last_run else ""
+    due = overdue_at(grid.due).isoformat() if grid.due else ""
+    late = html(overdue_line(grid), language) if grid.due else ""
+    lines.append(f'<span id="late"{"" if grid.overdue else " hidden"}>{late}</span></p>')
+    opening = f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">'
+    return opening + "<br>".join(lines)
 
 
 def chip(state: State, language: str, more: str = "") -> str:
