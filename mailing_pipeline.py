@@ -5548,7 +5548,8 @@ def page_table(grid: DayGrid, language: str, label: str) -> str:
     lines = [f'<tr><th scope="col">{html(text("campaign"), language)}']
     lines += [f'<th scope="col">{slot[11:]}' for slot in grid.slots]
     for name, cells in grid.cells.items():
-        lines.append(f'\n<tr><th scope="row">{escape(name)}')
+        breaking = escape(name).replace("_", "_<wbr>")
+        lines.append(f'\n<tr><th scope="row">{breaking}')
         lines += [page_cell(*cell, language) for cell in cells.values()]
     box = f'<div class="box" tabindex="0" role="region" aria-label="{label}">'
     return f"{box}<table>{''.join(lines)}</table></div>"
