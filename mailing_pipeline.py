@@ -81,7 +81,7 @@ import time
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
@@ -89,7 +89,7 @@ from datetime import time as clock_time
 from enum import IntEnum, StrEnum
 from html import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 # psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is first
 # used, so that `--help` and a wrong setting answer at once, and the rest loads while the server works.
@@ -1886,11 +1886,16 @@ class PastRun:
     message: str
     hint: str
     changed: str
+    campaign: ClassVar = ""  # what it has in common with a mailing, for those who tell of both
 
     @property
     def is_trouble(self) -> bool:
         """Whether the whole run failed before its campaigns could."""
         return not self.started
+
+    @property
+    def state(self) -> State:
+        return State.FAILED if self.is_trouble else State.DELIVERED
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4334,26 +4339,80 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Report: exit code, table and JSON, computed from the mailings of a run
+# Report: exit code, table and JSON, computed from the mailings of a run; what a terminal shows
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """How a terminal shows a state: a letter, and rich's style. The page's colours: PAGE_STYLE."""
+
+    letter: str
+    style: str
+
+
+LOOKS = dict.fromkeys(State, Look(".", "default")) | {
+    State.DELIVERED: Look("+", "green"),
+    State.READY: Look("+", "green"),
+    State.EMPTY: Look("0", "cyan"),
+    State.HELD: Look("H", "yellow"),
+    State.FAILED: Look("X", "bold red"),
+    State.NOT_TAKEN: Look("T", "bold yellow"),
+    State.IN_DOUBT: Look("?", "bold magenta"),
+    State.RUNNING: Look(">", "blue"),
+    State.MISSED: Look("!", "bold red"),
+    State.COMING: Look(".", "dim"),
+    State.NOT_DUE: Look("-", "dim"),
+}
+
+
+class Problem(NamedTuple):
+    """What a person is told of something that went wrong: who has it, what it is, what to do."""
+
+    who: str
+    what: str
+    message: str
+    hint: str
+
+    @property
+    def sentence(self) -> str:
+        return ": ".join(filter(None, (self.who, self.what, self.message)))
+
+
+def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> None:
+    """A sentence for a person, and below it what to do. Brackets and colons are no markup."""
+    from rich.text import Text as Styled
+
+    console.print(Styled(sentence, style), soft_wrap=True)
+    if hint:
+        console.print(Styled(f"    -> {hint}"), soft_wrap=True)
+
+
+def print_problems(console: Console, problems: Iterable[Problem]) -> None:
+    """Each problem once, with all who have it."""
+    together: dict[Problem, list[str]] = {}
+    for problem in problems:
+        together.setdefault(problem._replace(who=""), []).append(problem.who)
+    for problem, everybody in together.items():
+        tell(console, problem._replace(who=", ".join(everybody)).sentence, problem.hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did."""
+    """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
 
     slot: str
     start: datetime
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
+    hint: ClassVar = None
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the whole run: 5 and 6 only when a stage failed and nothing got through it."""
+        """The code of the whole run: 5 and 6 only if a stage failed and nothing got through it."""
         errors = [mailing.error for mailing in self.mailings if mailing.error]
         codes = {error.exit_code for error in errors} - {ExitCode.OK}
-        if ExitCode.BUG in codes or not codes:
+        if not codes or ExitCode.BUG in codes:
             return ExitCode.BUG if codes else ExitCode.OK
         states = {mailing.state for mailing in self.mailings}
         stages = {error.exit_code for error in errors if error.wide}
@@ -4367,26 +4426,39 @@ class Report:
     @property
     def totals(self) -> Text:
         """'5 delivered, 1 held'."""
-        tally = Counter(mailing.state for mailing in self.mailings)
-        counted = [text("{count} {state}", count=count, state=text(state)) for state, count in tally.items()]
-        return text("{counts}", counts=counted) if counted else text("nothing due")
+        counts = []
+        for state, count in Counter(mailing.state for mailing in self.mailings).items():
+            counts.append(text("{count} {state}", count=count, state=text(state)))
+        return text("{counts}", counts=counts) if counts else text("nothing due")
+
+    @property
+    def lines(self) -> list[Text]:
+        return [self.totals]
+
+    def path_of(self, mailing: Mailing) -> str:
+        """Where a mailing went; after a rehearsal where it would go, and under which name."""
+        return str(mailing.final if self.folder else mailing.folder)
 
     def as_json(self) -> dict[str, Any]:
         """The report as what --json prints."""
-        shown = ("folder", "file", *FIGURES, "message", "hint", "pickup", "picked_up")
         return {
             "slot": self.slot,
             "start": self.start.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
-            "exit_code": self.exit_code.value,
-            "meaning": str(self.exit_code.meaning),
+            **code_json(self.exit_code),
             **({"folder": str(self.folder)} if self.folder else {}),
-            "campaigns": [
-                {"campaign": mailing.campaign, "verdict": mailing.state}
-                | {name: as_column(getattr(mailing, name)) for name in shown}
-                for mailing in self.mailings
-            ],
+            "campaigns": [stored(entry) | {"verdict": entry.state} for entry in self.mailings],
         }
+
+
+def code_json(code: ExitCode) -> dict[str, Any]:
+    """An exit code as every --json has it."""
+    return {"exit_code": code.value, "meaning": str(code.meaning)}
+
+
+def closing_line(code: ExitCode) -> Text:
+    """The last thing that every call says."""
+    return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
 
 
 def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = None) -> Report:
@@ -4395,193 +4467,109 @@ def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = No
     return Report(slot_of(stop.start), stop.start, seconds, tuple(mailings), folder)
 
 
-def decimal(value: float, language: str) -> str:
-    """1.53 as '1.5' or '1,5'."""
-    return f"{value:.1f}".replace(".", "," if language == "pt" else ".")
+def written(number: str, language: str) -> str:
+    """1,234.5 as that language writes it."""
+    return number.translate(str.maketrans(",.", ".,")) if language == "pt" else number
 
 
-def human_size(size_bytes: float, language: str) -> str:
-    """1536 as '1.5 KB' or '1,5 KB'."""
-    size = float(size_bytes)
-    if size < 999.5:
-        return f"{size:.0f} B"
-    for unit in ("KB", "MB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{decimal(size, language)} {unit}"
-    return f"{decimal(size / 1000, language)} GB"
+def human_size(size_bytes: int, language: str) -> str:
+    """1536 as '1.5 kB' or '1,5 kB'."""
+    from rich import filesize
+
+    return written(filesize.decimal(size_bytes), language)
 
 
 def print_report(report: Report, console: Console, language: str) -> None:
-    """The table of results, then every problem with what to do, those of several campaigns once."""
+    """The table of results, the paths, then every problem with what to do."""
     slot = text("Slot {slot}", slot=datetime.fromisoformat(report.slot))
     tell(console, slot.told(language), style="italic")
-    table, has_paths = fitting_table(report, console, language)
-    console.print(table)
-    if not has_paths:
-        width = max(len(mailing.campaign) for mailing in report.mailings)
-        for mailing in report.mailings:
-            tell(console, f"{mailing.campaign:<{width}}  {shown_path(report, mailing)}")
-        tell(console, "")
+    console.print(result_table(report, language), end="")
+    tell(console, "")
+    width = max((len(mailing.campaign) for mailing in report.mailings), default=0)
     problems = []
     for mailing in report.mailings:
+        tell(console, f"{mailing.campaign:<{width}}  {report.path_of(mailing)}")
         if mailing.message:
-            problems.append((mailing.campaign, mailing.state.told(language), mailing.message, mailing.hint))
+            state = mailing.state.told(language)
+            problems.append(Problem(mailing.campaign, state, mailing.message, mailing.hint))
+    tell(console, "")
     print_problems(console, problems)
     if report.folder:
         tell(console, text("the CSVs are in {folder}", folder=report.folder).told(language))
     tell(console, closing_line(report.exit_code).told(language))
 
 
-def print_problems(console: Console, problems: Iterable[tuple[str, str, str, str]]) -> None:
-    """Each problem (who has it, what it is, message, hint) once, with all who have it."""
-    together: dict[tuple[str, str, str], list[str]] = {}
-    for who, *problem in problems:
-        what, message, hint = problem
-        together.setdefault((what, message, hint), []).append(who)
-    for (what, message, hint), everybody in together.items():
-        tell(console, ": ".join(filter(None, (", ".join(everybody), what, message))), hint)
-
-
-def is_rehearsal(report: Report) -> bool:
-    """Whether the report is that of a --dry-run, which tells what each mailing would be called."""
-    return any(mailing.state is State.READY for mailing in report.mailings)
-
-
-def shown_path(report: Report, mailing: Mailing) -> str:
-    """Where the mailing went; after a rehearsal where it would go, and under which name."""
-    name = mailing.file if is_rehearsal(report) else ""
-    return str(PurePosixPath(mailing.folder) / name)
-
-
-# What a terminal too narrow for the whole table does without, step by step; paths then go below it.
-NARROWER = (set[str](), {"air"}, {"air", "path"}, {"air", "path", "seconds"})
-
-
-def fitting_table(report: Report, console: Console, language: str) -> tuple[Table, bool]:
-    """The widest result table that fits the console, and whether the paths are in it."""
-    endless = console.options.update(max_width=10_000)
-    for left_out in NARROWER:
-        table = result_table(report, language, left_out)
-        if console.measure(table, options=endless).maximum <= console.width:
-            break
-    return table, "path" not in left_out
-
-
-def result_table(report: Report, language: str, left_out: Container[str] = ()) -> Table:
-    """A line per campaign, whose name alone may break. Brackets in a name are no markup."""
+def result_table(report: Report, language: str) -> Table:
+    """It fits 80 columns: a campaign's name alone may break. Brackets in a name are no markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text as Styled
 
-    dry = is_rehearsal(report)
-    watched = any(mailing.pickup for mailing in report.mailings)
-    figure = {"justify": "right", "no_wrap": True}
-    word = {"no_wrap": True}
-    columns: list[tuple[bool, Text, dict[str, Any], Callable[[Mailing], str]]] = [
-        (True, text("campaign"), {"overflow": "fold"}, lambda mailing: mailing.campaign),
-        (True, text("result"), word, lambda mailing: mailing.state.told(language)),
-        (True, text("contacts"), figure, lambda mailing: shown(mailing.rows, language)),
-        (True, text("rejected"), figure, lambda mailing: shown(mailing.rejected, language)),
-        (dry, text("columns"), figure, lambda mailing: shown(mailing.columns, language)),
-        (True, text("size"), figure, lambda mailing: human_size(mailing.size_bytes, language)),
-        ("seconds" not in left_out, text("seconds"), figure, lambda mailing: decimal(mailing.seconds, language)),
-        (watched, text("picked up"), word, lambda mailing: mailing.picked_up),
-        ("path" not in left_out, text("remote path") if dry else text("drop folder"), word,
-         lambda mailing: shown_path(report, mailing)),
-    ]  # fmt: skip
-    kept = [column[1:] for column in columns if column[0]]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0 if "air" in left_out else 1, 0, 0), pad_edge=False)
-    for head, how, _ in kept:
-        table.add_column(Styled(head.told(language)), **how)
+    dry = report.folder is not None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(text("campaign").told(language), overflow="fold")
+    table.add_column(text("result").told(language), no_wrap=True)
+    last = text("columns") if dry else text("seconds")
+    for head in (text("contacts"), text("rejected"), text("size"), last):
+        table.add_column(head.told(language), justify="right", no_wrap=True)
     for mailing in report.mailings:
-        cells = [Styled(cell(mailing)) for _, _, cell in kept]
-        cells[1].stylize(mailing.state.look.style)
-        table.add_row(*cells)
+        state = Styled(mailing.state.told(language), mailing.state.look.style)
+        counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
+        size, seconds = human_size(mailing.size_bytes, language), f"{mailing.seconds:.1f}"
+        end = shown(mailing.columns, language) if dry else written(seconds, language)
+        table.add_row(Styled(mailing.campaign), state, *counts, size, end)
     return table
 
 
-def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> None:
-    """A sentence for a person, and below it what to do. Brackets and colons are no markup."""
-    from rich.text import Text as Styled
-
-    console.print(Styled(sentence, style), soft_wrap=True)
-    if hint:
-        console.print(Styled(f"    -> {hint}"), soft_wrap=True)
+def at_work(mailing: Mailing) -> bool:
+    """Whether a worker has it now."""
+    return mailing.began_s > 0 and mailing.state in UNSETTLED
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a campaign is at, and for how many seconds; None: it waits, or is over."""
-
-    campaign: str
-    doing: Text
-    gone_s: float | None = None
-
-
-def step_of(mailing: Mailing, upload_s: float, now_s: float, language: str) -> Step:
-    """What a campaign is at: its outcome, once it has one; else the upload, the query, or nothing yet."""
-    name, gone_s = mailing.campaign, now_s - mailing.began_s
+def doing(mailing: Mailing, language: str) -> Text:
+    """What a campaign is at: its outcome, or the upload, the query, or nothing yet."""
     if mailing.state not in UNSETTLED:
-        return Step(name, text(mailing.state))
+        return text(mailing.state)
     if not mailing.began_s:
-        return Step(name, text("waiting"))
+        return text("waiting")
     if mailing.sent_bytes:
-        return Step(name, sending(mailing.sent_bytes, mailing.size_bytes, upload_s, language), gone_s)
-    return Step(name, text("ready") if mailing.size_bytes else reading(mailing.rows), gone_s)
+        sent, size = (human_size(n, language) for n in (mailing.sent_bytes, mailing.size_bytes))
+        return text("sending {sent} of {size}", sent=sent, size=size)
+    if mailing.size_bytes:
+        return text("ready")
+    if mailing.rows:
+        return text("reading, {contacts}", contacts=contacts(mailing.rows))
+    return text("the query is running")
 
 
-def reading(rows: int) -> Text:
-    """What is said of a query that has brought so many rows so far."""
-    if not rows:
-        return text("the query is running")
-    return text("reading, {contacts}", contacts=contacts(rows))
-
-
-def sending(sent_bytes: int, size_bytes: int, seconds: float, language: str) -> Text:
-    """What is said of an upload that has brought so many bytes in so many seconds."""
-    sent, size = human_size(sent_bytes, language), human_size(size_bytes, language)
-    rate = human_size(sent_bytes / max(seconds, 0.5), language)
-    return text("sending {sent} of {size}, {rate}/s", sent=sent, size=size, rate=rate)
-
-
-def progress_table(steps: Sequence[Step], width: int, height: int, language: str) -> Table:
-    """A line per campaign with the time gone; where not all have room, those at work stand first."""
+def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> Table:
+    """A line per campaign with the time gone; those at work first, as a low terminal is full soon."""
     from rich.table import Table
     from rich.text import Text as Styled
 
-    if len(steps) > height - 2:
-        steps = sorted(steps, key=lambda step: step.gone_s is None)
     lines = Table.grid(padding=(0, 2))
-    lines.add_column(no_wrap=True, overflow="ellipsis", max_width=width // 3)
-    lines.add_column(no_wrap=True, justify="right")
-    lines.add_column(no_wrap=True, overflow="ellipsis")
-    for step in steps[: height - 2]:
-        minutes, seconds = divmod(int(step.gone_s or 0), 60)
-        gone = "" if step.gone_s is None else f"{minutes}:{seconds:02}"
-        lines.add_row(Styled(step.campaign), gone, Styled(step.doing.told(language)))
+    for justify in ("left", "right", "left"):
+        lines.add_column(justify=justify, no_wrap=True)
+    for mailing in sorted(mailings, key=at_work, reverse=True):
+        minutes, seconds = divmod(int(now_s - mailing.began_s), 60)
+        gone = f"{minutes}:{seconds:02}" if at_work(mailing) else ""
+        told = doing(mailing, language).told(language)
+        lines.add_row(Styled(mailing.campaign), gone, Styled(told))
     return lines
 
 
 @contextlib.contextmanager
 def live_progress(console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock) -> Iterator[None]:
-    """On a terminal, a line per campaign that shows what is going on, until the block ends. Without one, nothing."""
+    """On a terminal, a line per campaign that shows what is going on, until the block ends."""
     if console is None or not console.is_terminal or not mailings:
         yield
         return
     from rich.live import Live
 
-    uploads: dict[str, float] = {}  # when the upload of a campaign was first seen
-
-    def current(mailing: Mailing) -> Step:
-        now_s = clock.steady_s()
-        upload_s = now_s - uploads.setdefault(mailing.campaign, now_s) if mailing.sent_bytes else 0.0
-        return step_of(mailing, upload_s, now_s, language)
-
     def table() -> Table:
-        return progress_table([current(mailing) for mailing in mailings], console.width, console.height, language)
+        return progress_table(mailings, clock.steady_s(), language)
 
-    with Live(get_renderable=table, console=console, refresh_per_second=4, transient=True):
+    with Live(get_renderable=table, console=console, transient=True, vertical_overflow="crop"):
         yield
 
 
@@ -5175,82 +5163,14 @@ def check_code(findings: Sequence[Finding]) -> ExitCode:
 
 PAGE_DAYS = 14
 PROBLEMS_SHOWN = 10
-NAMES_SHOWN = 6  # of the campaigns that need attention, in the banner
 OVERDUE_MINUTES = 20  # a slot that nothing came of is overdue so long after its start
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How terminal and page show a state: signs, rich's style, the page's colours in light and in dark."""
-
-    sign: str
-    ascii_sign: str
-    style: str
-    light: str = "#57606a"
-    dark: str = "#a3abb5"
-
-    def shown(self, plain: bool) -> str:
-        """Its sign; plain: where only ASCII can be shown."""
-        return self.ascii_sign if plain else self.sign
-
-
-LOOKS = dict.fromkeys(State, Look("·", ".", "default")) | {
-    State.DELIVERED: Look("✓", "+", "green", "#14532d", "#a5e0b2"),
-    State.READY: Look("✓", "+", "green", "#14532d", "#a5e0b2"),
-    State.EMPTY: Look("○", "0", "cyan", "#0b5563", "#a0dbe6"),
-    State.HELD: Look("‖", "H", "yellow", "#6b4500", "#f5d67b"),
-    State.FAILED: Look("✗", "X", "bold red", "#a10d0d", "#ffb0b0"),
-    State.NOT_TAKEN: Look("↯", "T", "bold yellow", "#8a3a00", "#ffc08a"),
-    State.IN_DOUBT: Look("?", "?", "bold magenta", "#6a1bb0", "#dcbcff"),
-    State.RUNNING: Look("▸", ">", "blue", "#0b4fa0", "#a9d0ff"),
-    State.MISSED: Look("!", "!", "bold red", "#a10d0d", "#ffb0b0"),
-    State.COMING: Look("·", ".", "dim"),
-    State.NOT_DUE: Look("–", "-", "dim"),
-}
+SLOT_WIDTH = 5  # of a slot on the terminal: four characters and a blank
+WORKING = (State.DELIVERED, State.EMPTY)
 NEED_A_PERSON = (State.HELD, State.FAILED, State.NOT_TAKEN, State.IN_DOUBT)
+SERVED = (*WORKING, State.HELD)  # a held mailing's run took place: another would not help
+Entry = Mailing | PastRun
 Cell = tuple[State, Mailing | None]
-
-
-@dataclass(frozen=True, slots=True)
-class DayGrid:
-    """Today: campaigns down, slots across; only slots in which something was due, or happened.
-
-    due: the slots after the latest that was served, for two weeks; overdue: the one among them that
-    should have been by now, or ''. lost: the last run failed as a whole.
-    """
-
-    now: datetime
-    slots: tuple[str, ...]
-    cells: Mapping[str, tuple[Cell, ...]]
-    last_run: PastRun | None
-    last_success: PastRun | None
-    lost: bool
-    due: tuple[str, ...]
-    overdue: str
-
-    @property
-    def tally(self) -> dict[State, int]:
-        """How often each state occurs, in the order of State."""
-        counts = Counter(state for cells in self.cells.values() for state, _ in cells)
-        return {state: counts[state] for state in State if counts[state]}
-
-    @property
-    def attention(self) -> dict[str, State]:
-        """The campaigns that need a person: the ledger's latest of today on them is trouble."""
-        latest = {}
-        for name, cells in self.cells.items():
-            for state, entry in cells:
-                if entry and state is not State.RUNNING:
-                    latest[name] = state
-        return {name: state for name, state in latest.items() if state in NEED_A_PERSON}
-
-    @property
-    def look(self) -> State:
-        """The banner's colour: green only if the last run ended well and no campaign needs a person."""
-        if self.overdue or self.lost:
-            return State.FAILED
-        well = self.last_run and self.last_run.exit_code == 0 and not self.attention
-        return State.DELIVERED if well else State.HELD
+NOT_DUE: Cell = (State.NOT_DUE, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5260,12 +5180,9 @@ class Past:
     mailings: Sequence[Mailing] = ()
     runs: Sequence[PastRun] = ()
 
-    def of(self, name: str) -> Sequence[Mailing | PastRun]:
-        """The entries of a campaign; those of whole runs for the name WHOLE_RUN."""
-        return self.runs if name == WHOLE_RUN else [entry for entry in self.mailings if entry.campaign == name]
-
-
-WHOLE_RUN = ""
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self.mailings, *self.runs]
 
 
 def recent(ledger: Ledger, now: datetime) -> Past:
@@ -5274,14 +5191,8 @@ def recent(ledger: Ledger, now: datetime) -> Past:
     return Past(ledger.mailings("changed > ?", since), ledger.runs(since))
 
 
-def told_pickup(entry: Mailing | PastRun, language: str) -> str:
-    """What the dialer did with a mailing, for the operator."""
-    pickup = entry.pickup if isinstance(entry, Mailing) else Pickup.UNWATCHED
-    return text(pickup).told(language) if pickup else ""
-
-
-def state_in_grid(entry: Mailing, now: datetime) -> State:
-    """An entry's state as the grid shows it. What a killed run left behind counts as failed after an hour."""
+def state_in_grid(entry: Entry, now: datetime) -> State:
+    """An entry's state in the grid. What a killed run left behind has failed after an hour."""
     if entry.state in (State.CLAIMED, State.EXPORTED):
         is_young = now - datetime.fromisoformat(entry.changed) < timedelta(hours=1)
         return State.RUNNING if is_young else State.FAILED
@@ -5290,22 +5201,52 @@ def state_in_grid(entry: Mailing, now: datetime) -> State:
     return State.NOT_TAKEN if entry.state is State.DELIVERED and entry.is_trouble else entry.state
 
 
-def overdue_at(slot: str) -> datetime:
-    """When a slot that nothing came of is overdue: local, without offset, as browsers read it."""
-    return datetime.fromisoformat(slot) + timedelta(minutes=OVERDUE_MINUTES)
+def whose(entry: Entry, language: str) -> str:
+    """What a person reads before an entry."""
+    return entry.campaign or text("the whole run").told(language)
 
 
-def slots_of(hours: Hours, day: date) -> set[str]:
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An entry that needed a person; is_over: its campaign has worked since."""
+
+    entry: Entry
+    state: State
+    is_over: bool = False
+
+    def told(self, language: str) -> Problem:
+        again = f" ({text('works again').told(language)})" if self.is_over else ""
+        what = f"{self.entry.slot[11:]} {self.state.told(language)}{again}"
+        return Problem(whose(self.entry, language), what, self.entry.message, self.entry.hint)
+
+
+def troubles_of(past: Past, now: datetime) -> list[Trouble]:
+    """What needed a person, newest first."""
+    troubles, working = [], set[str]()
+    for entry in sorted(past.entries, key=lambda entry: (entry.changed, entry.id), reverse=True):
+        state = state_in_grid(entry, now)
+        if state in NEED_A_PERSON:
+            troubles.append(Trouble(entry, state, entry.campaign in working))
+        elif state in WORKING:
+            working.add(entry.campaign)
+    return troubles
+
+
+def slots_of(hours: Hours, day: date) -> list[str]:
     """The slots of a day, as the ledger writes them."""
-    return {f"{day} {hour:02}:00" for hour in hours.slots(day)}
+    return [f"{day} {hour:02}:00" for hour in hours.slots(day)]
 
 
 def due_after(served: str, hours: Hours, now: datetime) -> list[str]:
     """The slots due after the one that was served, in the weeks before now and those to come."""
-    slots = set[str]()
-    for offset in range(-PAGE_DAYS, PAGE_DAYS + 1):
-        slots |= slots_of(hours, now.date() + timedelta(days=offset))
-    return sorted(slot for slot in slots if slot > served)
+    days = (now.date() + timedelta(days=offset) for offset in range(-PAGE_DAYS, PAGE_DAYS + 1))
+    slots = itertools.chain.from_iterable(slots_of(hours, day) for day in days)
+    return [slot for slot in slots if slot > served]
+
+
+def overdue_at(slot: str) -> datetime:
+    """When a slot that nothing came of is overdue: local, without offset, as browsers read it."""
+    return datetime.fromisoformat(slot) + timedelta(minutes=OVERDUE_MINUTES)
 
 
 def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing]:
@@ -5314,81 +5255,117 @@ def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing
     What reached the dialer comes before what may have, and that before the latest.
     """
     rank = {State.DELIVERED: 2} | dict.fromkeys(MAY_BE_OUT, 1)
-    best: dict[tuple[str, str], Mailing] = {}
-    for entry in entries:
-        other = best.setdefault((entry.campaign, entry.slot), entry)
-        if rank.get(entry.state, 0) >= rank.get(other.state, 0):
-            best[entry.campaign, entry.slot] = entry
-    return best
+    telling = sorted(entries, key=lambda entry: rank.get(entry.state, 0))
+    return {(entry.campaign, entry.slot): entry for entry in telling}
 
 
-def is_lost(run: PastRun, mailings: Iterable[Mailing]) -> bool:
-    """Whether a run failed as a whole: before any campaign had an outcome, or with none that came through."""
-    states = {entry.state for entry in mailings if entry.slot == run.slot}
-    return run.exit_code != 0 and (run.is_trouble or states <= {State.FAILED, *MAY_BE_OUT})
+@dataclass(frozen=True)
+class DayGrid:
+    """Today: campaigns down, slots across; only slots in which something was due, or happened."""
 
+    past: Past
+    campaigns: Sequence[Campaign]
+    hours: Hours
+    now: datetime
 
-def day_grid(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime) -> DayGrid:
-    """Today's grid from what the ledger knows of the last PAGE_DAYS."""
-    slots, cells = day_cells(past.mailings, campaigns, hours, now)
-    good = [run for run in past.runs if run.exit_code == 0]
-    last_run = past.runs[-1] if past.runs else None
-    # A held mailing was served too: its run took place, and another would not help.
-    served = [run.slot for run in good] + [entry.slot for entry in past.mailings if entry.state in SERVED]
-    due = due_after(max(served, default=""), hours, now) if past.mailings or past.runs else []
-    late = [slot for slot in due if overdue_at(slot) <= now.replace(tzinfo=None)]
-    return DayGrid(
-        now=now,
-        slots=slots,
-        cells=cells,
-        last_run=last_run,
-        last_success=good[-1] if good else None,
-        lost=last_run is not None and is_lost(last_run, past.mailings),
-        due=tuple(due),
-        overdue=late[-1] if late else "",
-    )
+    @functools.cached_property
+    def cells(self) -> dict[str, dict[str, Cell]]:
+        """A cell for each campaign and slot of today.
 
+        A past slot without an entry was missed only if the campaign has an earlier entry: what is
+        new, or is run by another PC, has missed nothing. Outside the hours: only what was sent.
+        """
+        today, current = self.now.date(), slot_of(self.now)
+        regular = {*slots_of(self.hours, today)}
+        due = {item.name: regular & {*slots_of(item.hours, today)} for item in self.campaigns}
+        telling = telling_entries(self.past.mailings)
+        sent = [key for key in telling if key[1][:10] == current[:10]]
+        first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}
 
-SERVED = (State.DELIVERED, State.EMPTY, State.HELD)
+        def cell(name: str, slot: str) -> Cell:
+            if entry := telling.get((name, slot)):
+                return state_in_grid(entry, self.now), entry
+            if slot not in due.get(name, ()) or slot < min(current, first.get(name, current)):
+                return NOT_DUE
+            return (State.MISSED if slot < current else State.COMING), None
 
+        names = dict.fromkeys([*due, *(name for name, _ in sent)])
+        slots = sorted(regular | {slot for _, slot in sent})
+        slots = [slot for slot in slots if any(cell(name, slot) != NOT_DUE for name in names)]
+        return {name: {slot: cell(name, slot) for slot in slots} for name in names}
 
-def day_cells(
-    mailings: Sequence[Mailing], campaigns: Sequence[Campaign], hours: Hours, now: datetime
-) -> tuple[tuple[str, ...], dict[str, tuple[Cell, ...]]]:
-    """The slots of today, and the cells of each campaign.
+    @property
+    def slots(self) -> list[str]:
+        return list(next(iter(self.cells.values()), ()))
 
-    A past slot without an entry was missed only if the campaign has an earlier entry: what is new,
-    or is run by another PC, has missed nothing. Slots outside the operating hours appear where
-    something was sent in them.
-    """
-    current, telling = slot_of(now), telling_entries(mailings)
-    regular = slots_of(hours, now.date())
-    due = {campaign.name: slots_of(campaign.hours, now.date()) & regular for campaign in campaigns}
-    sent_today = [(name, slot) for name, slot in telling if slot.startswith(f"{now:%Y-%m-%d}")]
-    first = {entry.campaign: entry.slot for entry in reversed(mailings)}
+    @property
+    def tally(self) -> dict[State, int]:
+        """How often each state occurs."""
+        counts = Counter[State]()
+        for cells in self.cells.values():
+            counts.update(state for state, _ in cells.values())
+        return counts
 
-    def cell(name: str, slot: str) -> Cell:
-        if entry := telling.get((name, slot)):
-            return state_in_grid(entry, now), entry
-        if slot not in due.get(name, ()) or (slot < current and first.get(name, current) > slot):
-            return State.NOT_DUE, None
-        return (State.MISSED if slot < current else State.COMING), None
+    @functools.cached_property
+    def troubles(self) -> list[Trouble]:
+        return troubles_of(self.past, self.now)
 
-    names = dict.fromkeys([*due, *(name for name, _ in sent_today)])
-    every_slot = sorted(regular | {slot for _, slot in sent_today})
-    columns = {slot: {name: cell(name, slot) for name in names} for slot in every_slot}
-    empty = dict.fromkeys(names, (State.NOT_DUE, None))
-    slots = tuple(slot for slot in every_slot if columns[slot] != empty)
-    return slots, {name: tuple(columns[slot][name] for slot in slots) for name in names}
+    @property
+    def todays(self) -> dict[str, Trouble]:
+        """Today's latest trouble of each campaign, and of whole runs."""
+        latest = {}
+        for trouble in reversed(self.troubles):
+            if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
+                latest[trouble.entry.campaign] = trouble
+        return latest
+
+    @property
+    def attention(self) -> dict[str, State]:
+        """The campaigns that need a person: today's trouble is not over."""
+        latest = self.todays.items()
+        return {name: trouble.state for name, trouble in latest if name and not trouble.is_over}
+
+    @property
+    def last_run(self) -> PastRun | None:
+        return self.past.runs[-1] if self.past.runs else None
+
+    @property
+    def last_success(self) -> PastRun | None:
+        return next((run for run in reversed(self.past.runs) if run.exit_code == ExitCode.OK), None)
+
+    @functools.cached_property
+    def due(self) -> str:
+        """The first slot that nothing has come of yet, past or to come; '' where there is none."""
+        served = [entry.slot for entry in self.past.mailings if entry.state in SERVED]
+        served += [self.last_success.slot] if self.last_success else []
+        known = min((entry.slot for entry in self.past.entries), default="~")
+        slots = due_after(max(served, default=""), self.hours, self.now)
+        return next((slot for slot in slots if slot >= known), "")
+
+    @property
+    def overdue(self) -> str:
+        """The slot that is due, if something should have come of it by now; else ''."""
+        now = self.now.replace(tzinfo=None)
+        return self.due if self.due and overdue_at(self.due) <= now else ""
+
+    @property
+    def look(self) -> State:
+        """The banner's colour: green only if the last run ended well and nobody needs a person."""
+        code = self.last_run.exit_code if self.last_run else ExitCode.PARTIAL
+        if self.overdue or code not in (ExitCode.OK, ExitCode.PARTIAL):
+            return State.FAILED
+        return State.DELIVERED if code == ExitCode.OK and not self.attention else State.HELD
 
 
 def status_json(grid: DayGrid) -> dict[str, Any]:
     """The grid for monitoring systems; its words are English in every language."""
 
     def told(state: State, entry: Mailing | None) -> dict[str, Any]:
-        facts = ("rows", "changed", "message", "hint", "pickup", "picked_up")
-        return {"state": state} | ({key: getattr(entry, key) for key in facts} if entry else {})
+        return (stored(entry) if entry else {}) | {"state": state}
 
+    campaigns = {}
+    for name, cells in grid.cells.items():
+        campaigns[name] = {slot: told(*cell) for slot, cell in cells.items()}
     return {
         "now": grid.now.isoformat(timespec="seconds"),
         "last_run": grid.last_run and grid.last_run.changed,
@@ -5396,126 +5373,72 @@ def status_json(grid: DayGrid) -> dict[str, Any]:
         "overdue_slot": grid.overdue or None,
         "attention": grid.attention,
         "tally": grid.tally,
-        "campaigns": {
-            name: {slot: told(*cell) for slot, cell in zip(grid.slots, cells, strict=True)}
-            for name, cells in grid.cells.items()
-        },
+        "campaigns": campaigns,
     }
 
 
-def short_number(value: float, language: str) -> str:
-    """4812 as 4.8k, 48120 as 48k, 1481200 as 1.5M: four characters at the most."""
-    unit, scale = ("", 1) if value < 1000 else ("k", 1e3) if value < 999_500 else ("M", 1e6)
-    short = unit and value / scale < 9.95
-    return (decimal(value / scale, language) if short else f"{value / scale:.0f}") + unit
-
-
-def run_lines(grid: DayGrid, language: str) -> list[str]:
+def run_lines(grid: DayGrid) -> list[Text]:
     """When the last run was; if it did not end well, also how, and when the last good one was."""
     last, good = grid.last_run, grid.last_success
-    lines = []
-    if last and last is not good:
-        when = text("Last run: {time}", time=datetime.fromisoformat(last.changed))
-        lines += [when.told(language), last.message.partition("\n")[0]]
-    success = text("No successful run yet")
+    lines = [text("No successful run yet")]
     if good:
-        success = text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))
-    return [*lines, success.told(language)]
+        lines = [text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))]
+    if last and last is not good:
+        outcome, time = last.message.partition("\n")[0], datetime.fromisoformat(last.changed)
+        lines.insert(0, text("Last run: {time}: {outcome}", time=time, outcome=outcome))
+    return lines
 
 
-def attention_line(grid: DayGrid, language: str) -> str:
-    """Which campaigns need a person, and why; '' if none does."""
-    marks = grid.attention
-    told: list[object] = [f"{name} ({state.told(language)})" for name, state in marks.items()]
-    if not told:
-        return ""
-    if (more := len(told) - NAMES_SHOWN) > 1:
-        told[NAMES_SHOWN:] = [text("{count} more", count=more)]
-    line = text("{count} campaigns need attention: {campaigns}", count=len(marks), campaigns=told)
-    if len(marks) == 1:
-        line = text("{count} campaign needs attention: {campaigns}", count=1, campaigns=told)
-    return line.told(language)
+def overdue_line(grid: DayGrid) -> Text:
+    """What is said once the slot that is due is overdue."""
+    template = "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now"
+    return text(template, slot=datetime.fromisoformat(grid.due))
 
 
-def overdue_line(slot: object) -> Text:
-    """What is said of a slot that is overdue."""
-    return text(
-        "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now", slot=slot
-    )
+def short_number(count: int, language: str) -> str:
+    """4812 as 4.8k, 48120 as 48k, 1481200 as 1.5M: four characters at the most."""
+    if count < 1000:
+        return str(count)
+    value, unit = (count / 1e3, "k") if count < 999_500 else (count / 1e6, "M")
+    return written(f"{value:.1f}" if value < 9.95 else f"{value:.0f}", language) + unit
 
 
 def print_status(grid: DayGrid, console: Console, language: str) -> None:
-    """The grid, what its signs mean, how the last runs went, and the reason of each trouble."""
+    """The grid, what its letters mean, how the last runs went, and the reason of each trouble."""
+    print_grid(grid, console, language)
+    legend = []
+    for state, count in grid.tally.items():
+        legend.append(f"{state.look.letter} {state.told(language)} {count}")
+    console.print("\n" + "   ".join(legend), markup=False, highlight=False)
+    for line in run_lines(grid):
+        tell(console, line.told(language))
+    if grid.overdue:
+        tell(console, overdue_line(grid).told(language), style="bold red")
+    if grid.todays:
+        tell(console, "")
+        print_problems(console, [trouble.told(language) for trouble in grid.todays.values()])
+
+
+def print_grid(grid: DayGrid, console: Console, language: str) -> None:
+    """Today's grid; slots that do not fit beside each other stand below each other."""
     from rich.text import Text as Styled
 
-    plain = not console.encoding.startswith("utf")
-    for table in grid_tables(grid, console.width, language, plain):
-        console.print(table)
+    width = max(map(len, grid.cells), default=0)
+    most = max(1, (console.width - width) // SLOT_WIDTH)
+    for start in range(0, len(grid.slots), most):
+        slots = grid.slots[start : start + most]
+        heads = [f"{slot[11:13]:>{SLOT_WIDTH}}" for slot in slots]
+        tell(console, f"{f'{grid.now:%d/%m}':<{width}}{''.join(heads)}")
+        for name, cells in grid.cells.items():
+            line = Styled(f"{name:<{width}}")
+            for state, entry in map(cells.__getitem__, slots):
+                told = state.look.letter
+                if entry and state is State.DELIVERED:
+                    told = short_number(entry.rows, language)
+                line.append(f"{told:>{SLOT_WIDTH}}", state.look.style)
+            console.print(line, soft_wrap=True)
     if not grid.slots:
         tell(console, text("Nothing is due today").told(language))
-    legend = [f"{state.look.shown(plain)} {state.told(language)} {n}" for state, n in grid.tally.items()]
-    console.print(Styled("\n" + "   ".join(legend)))
-    for line in run_lines(grid, language):
-        tell(console, line)
-    if grid.overdue:
-        overdue = overdue_line(datetime.fromisoformat(grid.overdue))
-        tell(console, overdue.told(language), style="bold red")
-    if problems := list(todays_problems(grid, language)):
-        tell(console, "")
-        print_problems(console, problems)
-
-
-def grid_tables(grid: DayGrid, width: int, language: str, plain: bool) -> Iterator[Table]:
-    """The grid; where its slots do not fit beside each other, as several tables below each other."""
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text as Styled
-
-    def shown_cell(state: State, entry: Mailing | None) -> Styled:
-        if entry and state is State.DELIVERED:
-            return Styled(short_number(entry.rows, language), state.look.style)
-        return Styled(state.look.shown(plain), state.look.style)
-
-    lines = {name: [shown_cell(*cell) for cell in cells] for name, cells in grid.cells.items()}
-    name_width = min(max([5, *map(cell_len, lines)]), max(width - 32, width // 2))
-    columns = zip(*lines.values(), strict=True)
-    sizes = [max(2, *(cell.cell_len for cell in column)) + 1 for column in columns]
-    for part in parts(sizes, width - name_width):
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(f"{grid.now:%d/%m}", overflow="fold", width=name_width)
-        for at in part:
-            table.add_column(grid.slots[at][11:13], justify="right", no_wrap=True)
-        for name, line in lines.items():
-            table.add_row(Styled(name), *(line[at] for at in part))
-        yield table
-
-
-def parts(sizes: Sequence[int], most: int) -> Iterator[range]:
-    """The indices of sizes, in ranges of which each adds up to `most` or holds one alone."""
-    first, used = 0, 0
-    for at, size in enumerate(sizes):
-        if at > first and used + size > most:
-            yield range(first, at)
-            first, used = at, 0
-        used += size
-    if sizes:
-        yield range(first, len(sizes))
-
-
-def todays_problems(grid: DayGrid, language: str) -> Iterator[tuple[str, str, str, str]]:
-    """The last run's trouble, and each campaign's latest of today: who, what, message, hint."""
-
-    def told(entry: Mailing | PastRun) -> tuple[str, str]:
-        return entry.message or told_pickup(entry, language), entry.hint
-
-    if grid.last_run and grid.last_run.is_trouble:
-        yield text("the whole run").told(language), State.FAILED.told(language), *told(grid.last_run)
-    for name, cells in grid.cells.items():
-        for slot, (state, entry) in reversed(list(zip(grid.slots, cells, strict=True))):
-            if entry and state in NEED_A_PERSON:
-                again = "" if name in grid.attention else f" ({text('works again').told(language)})"
-                yield name, f"{slot[11:]} {state.told(language)}{again}", *told(entry)
-                break
 
 
 # light-dark() and color-mix(): where an old browser lacks them, the page is plain but whole.
@@ -5537,360 +5460,285 @@ th:first-child{position:sticky;left:0;border-left:0;background:var(--bg);text-al
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.6rem}
 .cards li,.problems li{border:1px solid var(--line);border-radius:.4rem;padding:.5rem .7rem}
 .problems li{margin:.5rem 0}.problems p{white-space:pre-line}
-svg{display:block;width:100%;height:2.6rem;fill:none;stroke:var(--soft);overflow:visible}
-path{vector-effect:non-scaling-stroke;stroke-linecap:round;stroke-linejoin:round}path.DELIVERED{stroke:currentColor}
-.rows{stroke-width:1.8}.dots{stroke-width:5}
+svg{display:block;width:100%;height:2.6rem;border-bottom:1px solid var(--line)}
+path{vector-effect:non-scaling-stroke;stroke:currentColor;stroke-width:1.2}
 #run.HELD{border-color:light-dark(#c98500,#f5d67b)}
-td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING,td.NOT_DUE{background:none}
-""" + "".join(f".{state.name}{{color:light-dark({look.light},{look.dark})}}\n" for state, look in LOOKS.items())
+td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}
+td.COMING,td.NOT_DUE{background:none}
+.COMING,.NOT_DUE{color:var(--soft)}
+.DELIVERED{color:light-dark(#14532d,#a5e0b2)}
+.EMPTY{color:light-dark(#0b5563,#a0dbe6)}
+.HELD{color:light-dark(#6b4500,#f5d67b)}
+.FAILED,.MISSED{color:light-dark(#a10d0d,#ffb0b0)}
+.NOT_TAKEN{color:light-dark(#8a3a00,#ffc08a)}
+.IN_DOUBT{color:light-dark(#6a1bb0,#dcbcff)}
+.RUNNING{color:light-dark(#0b4fa0,#a9d0ff)}
+"""
 
-# The page is static: the reader's clock tells how old it is, and which of the moments written here have come.
+# The page is static: the reader's clock tells how old it is, and whether a slot is overdue.
 PAGE_SCRIPT = """
-const get = id => document.getElementById(id), lang = document.documentElement.lang;
-const [time, words, due] = JSON.parse(get("run").dataset.facts);
-const age = (Date.now() - new Date(time)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
+const get = id => document.getElementById(id), {run, due} = get("run").dataset;
+const age = (Date.now() - new Date(run)) / 6e4;
+const unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
 const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
-get("ago").textContent = time && ` (${new Intl.RelativeTimeFormat(lang).format(ago, unit)})`;
-const late = due.filter(([, moment]) => Date.now() >= new Date(moment)).pop();
-if (late) get("run").className = "FAILED";
-get("late").textContent = late ? words.replace("{slot}", late[0]) : "";
-const box = document.querySelector(".box"), hour = document.querySelector("[aria-current]");
-if (hour) {  // the last column that a narrow screen shows, after as many whole ones as fit
-  const [name, ...heads] = document.querySelectorAll("thead th");
-  const first = hour.offsetLeft + hour.offsetWidth - (box.clientWidth - name.offsetWidth);
-  box.scrollLeft = (heads.find(head => head.offsetLeft >= first) || hour).offsetLeft - name.offsetWidth;
-}
+const words = new Intl.RelativeTimeFormat(document.documentElement.lang);
+get("ago").textContent = run && ` (${words.format(ago, unit)})`;
+get("late").hidden = !(Date.now() >= new Date(due));
+if (!get("late").hidden) get("run").className = "FAILED";
 setTimeout(() => location.reload(), 3e5);
 """
 
 
-def sparkline(name: str, rows: Mapping[str, int], now: datetime, language: str) -> str:
-    """A campaign's rows by slot over two weeks as an SVG line, broken where nothing was delivered; median dashed."""
-    if not rows:
-        return f'<br><small class="soft">{escape(text("nothing delivered in two weeks").told(language))}</small>'
-    hours = [int(slot[11:13]) for slot in rows]
-    width = max(hours) - min(hours) + 2
-    height = heights(rows.values())
-    strokes: list[list[tuple[int, int]]] = []
-    for (slot, count), hour in zip(rows.items(), hours, strict=True):
-        days_ago = (now.date() - date.fromisoformat(slot[:10])).days
-        x = (PAGE_DAYS - 1 - days_ago) * width + hour - min(hours)
-        if not strokes or strokes[-1][-1][0] != x - 1:
-            strokes.append([])
-        strokes[-1].append((x, height(count)))
-    lone = [stroke[0] for stroke in strokes[:-1] if len(stroke) == 1]
-    line = "".join("M" + "L".join(f"{x} {y}" for x, y in stroke) for stroke in strokes)
-    dots = "".join(f"M{x} {y}h0" for x, y in [*lone, strokes[-1][-1]])
-    median = statistics.median(rows.values())
-    figures = text("latest {latest}, median {median}", latest=count, median=round(median)).told(language)
-    return (
-        f'<br><small class="soft">{escape(figures)}</small><svg role="img" viewBox="-1 0 {PAGE_DAYS * width} 42" '
-        f'preserveAspectRatio="none"><title>{escape(name)}: {escape(figures)}</title><path stroke-dasharray="3 4" '
-        f'd="M0 {height(median)}H{PAGE_DAYS * width - 1}"/>'
-        f'<path class="rows DELIVERED" d="{line}"/><path class="dots DELIVERED" d="{dots}"/></svg>'
-    )
+def html(told: Text, language: str) -> str:
+    """A text, as a page has it."""
+    return escape(told.told(language))
 
 
-def heights(counts: Collection[int]) -> Callable[[float], int]:
-    """How far down a count stands in a drawing 42 high: the lowest of counts near its foot, the highest near its head.
-
-    What varies by less than a fifth uses a part of the height only: a quiet campaign must not look like a wild one.
-    """
-    low, high = min(counts), max(counts)
-    span = max(high - low, high / 5, 1)
-    foot = (low + high - span) / 2
-    return lambda count: round(38 - 34 * (count - foot) / span)
-
-
-def status_page(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str) -> str:
-    """One self-contained HTML page from the ledger's entries of the last PAGE_DAYS, oldest first. Counts and names."""
-    grid = day_grid(past, campaigns, hours, now)
-    first, *others = (escape(line) for line in run_lines(grid, language))
-    attention = escape(attention_line(grid, language))
-    more = "".join(f"<br>{line}" for line in (*others, attention) if line)
-    overdue = overdue_line(datetime.fromisoformat(grid.overdue)).told(language) if grid.overdue else ""
-    chips = "".join(chip(state, language, f" {shown(count, language)}") for state, count in grid.tally.items())
-    cards = (
-        f"<li><b>{escape(name)}</b>{sparkline(name, rows, now, language)}\n"
-        for name, rows in trends(past.mailings, grid).items()
-    )
-    title, today = (escape(word.told(language)) for word in (text("Mailings"), text("Today")))
+def status_page(grid: DayGrid, language: str) -> str:
+    """One self-contained HTML page. Of the mailings it holds counts and names."""
+    title, today = html(text("Mailings"), language), html(text("Today"), language)
+    tally = [chip(state, language, f" {count}") for state, count in grid.tally.items()]
+    cards = [trend_card(name, grid.past.mailings, grid.now, language) for name in grid.cells]
+    problems = [page_problem(trouble, language) for trouble in grid.troubles[:PROBLEMS_SHOWN]]
     trend, latest = text("Contacts delivered in two weeks"), text("Latest problems")
-    generated = text("Generated {time}", time=now).told(language)
+    generated = html(text("Generated {time}", time=grid.now), language)
+    none = f"<li>{html(text('none in two weeks'), language)}"
     return f"""<!DOCTYPE html>
-<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8">
+<title>{title}</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <style>{PAGE_STYLE}</style></head><body><header><h1>{title}</h1>
-<p id="run" class="{grid.look.name}" data-facts="{escape(page_facts(grid, language))}">
-{first}<span id="ago"></span>{more}<br>
-<span id="late">{escape(overdue)}</span></p></header><main>
-<h2>{today}, {now:%d/%m}</h2>
-<ul class="signs">{chips}</ul>
+{banner(grid, language)}</header><main>
+<h2>{today}, {grid.now:%d/%m}</h2>
+<ul class="signs">{"".join(tally)}</ul>
 {page_table(grid, language, today)}
-<h2>{escape(trend.told(language))}</h2><ul class="cards">{"".join(cards)}</ul>
-<h2>{escape(latest.told(language))}</h2>
-<ul class="problems">{page_problems(past, now, language)}</ul>
-</main><p class="soft">{escape(generated)} · {PROGRAM} {__version__}</p>
+<h2>{html(trend, language)}</h2><ul class="cards">{"".join(cards)}</ul>
+<h2>{html(latest, language)}</h2>
+<ul class="problems">{"".join(problems) or none}</ul>
+</main><p class="soft">{generated} · {PROGRAM} {__version__}</p>
 <script>{PAGE_SCRIPT}</script></body></html>
 """
 
 
-def page_facts(grid: DayGrid, language: str) -> str:
-    """What the page's script compares with the clock: the last run, and when which slot will be overdue, in words."""
-    last = grid.last_run
-    due = [
-        (shown(datetime.fromisoformat(slot), language), f"{overdue_at(slot):%Y-%m-%dT%H:%M}")
-        for slot in grid.due
-        if slot >= grid.overdue
-    ]
-    return json.dumps([last and last.changed, overdue_line("{slot}").told(language), due])
+def banner(grid: DayGrid, language: str) -> str:
+    """How the last run went, who needs attention, and what is overdue by the reader's clock."""
+    told = run_lines(grid)
+    if grid.attention:
+        names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
+        told.append(text("Need attention: {campaigns}", campaigns=names))
+    lines = [html(line, language) for line in told]
+    lines[0] += '<span id="ago"></span>'
+    run = grid.last_run.changed if grid.last_run else ""
+    due = overdue_at(grid.due).isoformat() if grid.due else ""
+    late = html(overdue_line(grid), language) if grid.due else ""
+    lines.append(f'<span id="late"{"" if grid.overdue else " hidden"}>{late}</span></p>')
+    opening = f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">'
+    return opening + "<br>".join(lines)
 
 
 def chip(state: State, language: str, more: str = "") -> str:
-    """A state with its word, as an item of a list."""
-    return f'<li><b class="chip {state.name}">{state.look.sign} {escape(state.told(language))}{more}</b>'
+    """A state as an item of a list."""
+    return f'<li><b class="chip {state.name}">{html(text(state), language)}{more}</b>'
 
 
 def page_table(grid: DayGrid, language: str, label: str) -> str:
-    """Today's grid. The slot of now is marked: a narrow screen opens there."""
+    """Today's grid."""
     if not grid.slots:
-        return f"<p>{escape(text('Nothing is due today').told(language))}</p>"
-    current = max([slot for slot in grid.slots if slot <= slot_of(grid.now)], default=grid.slots[0])
-    heads = "".join(
-        f'<th scope="col"{" aria-current=time" if slot == current else ""}>{slot[11:]}' for slot in grid.slots
-    )
-    lines = []
+        return f"<p>{html(text('Nothing is due today'), language)}</p>"
+    lines = [f'<tr><th scope="col">{html(text("campaign"), language)}']
+    lines += [f'<th scope="col">{slot[11:]}' for slot in grid.slots]
     for name, cells in grid.cells.items():
         breaking = escape(name).replace("_", "_<wbr>")
-        lines.append(f'<tr><th scope="row">{breaking}{"".join(page_cell(*cell, language) for cell in cells)}\n')
-    return (
-        f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table>\n<thead><tr><th scope="col">'
-        f"{escape(text('campaign').told(language))}{heads}</thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        lines.append(f'\n<tr><th scope="row">{breaking}')
+        lines += [page_cell(*cell, language) for cell in cells.values()]
+    box = f'<div class="box" tabindex="0" role="region" aria-label="{label}">'
+    return f"{box}<table>{''.join(lines)}</table></div>"
 
 
 def page_cell(state: State, entry: Mailing | None, language: str) -> str:
-    """A cell of the grid: sign and rows, below them the time or the word."""
-    time = f"{datetime.fromisoformat(entry.changed):%H:%M}" if entry else ""
-    sent = f" {shown(entry.rows, language)}" if entry and entry.state is State.DELIVERED else ""
-    word = escape(state.told(language))
-    below = "" if state in (State.COMING, State.NOT_DUE) else word
-    if state is State.DELIVERED:
-        below = time
-    small = f"<br><small>{below}</small>" if below else ""
-    return f'<td class="{state.name}" title="{word} {time}"><b>{state.look.sign}{sent}</b>{small}'
+    """A cell of the grid: its state, or its rows with the time or the state below."""
+    word, time = html(text(state), language), ""
+    if entry:
+        time = f"{datetime.fromisoformat(entry.changed):%H:%M}"
+    told = {State.COMING: "", State.NOT_DUE: "–"}.get(state, word)
+    if entry and entry.state is State.DELIVERED:
+        below = time if state is State.DELIVERED else word
+        told = f"<b>{shown(entry.rows, language)}</b><br><small>{below}</small>"
+    return f'<td class="{state.name}" title="{word} {time}">{told}'
 
 
-def trends(entries: Iterable[Mailing], grid: DayGrid) -> dict[str, dict[str, int]]:
-    """The rows that each campaign of the grid delivered, by slot."""
-    rows: dict[str, dict[str, int]] = {name: {} for name in grid.cells}
-    for entry in entries:
-        if entry.state is State.DELIVERED and entry.campaign in rows:
-            rows[entry.campaign][entry.slot] = entry.rows
-    return rows
+def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: str) -> str:
+    """What a campaign delivered in two weeks: a bar for each slot, as high as its rows."""
+    own = [entry for entry in mailings if entry.campaign == name]
+    rows = {entry.slot: entry.rows for entry in own if entry.state is State.DELIVERED}
+    first = datetime.fromisoformat(f"{now:%Y-%m-%d}") - timedelta(days=PAGE_DAYS)
+    figures, bars = text("nothing delivered in two weeks"), ""
+    if rows:
+        latest, median = list(rows.values())[-1], round(statistics.median(rows.values()))
+        figures = text("latest {latest}, median {median}", latest=latest, median=median)
+    for slot, count in rows.items():
+        hour = (datetime.fromisoformat(slot) - first) // timedelta(hours=1)
+        bars += f"M{hour} 40v-{round(38 * count / max(1, *rows.values()))}"
+    return (
+        f'<li><b>{escape(name)}</b><br><small class="soft">{html(figures, language)}</small>'
+        f'<svg aria-hidden="true" preserveAspectRatio="none" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40">'
+        f'<path class="DELIVERED" d="{bars}"/></svg>\n'
+    )
 
 
-def page_problems(past: Past, now: datetime, language: str) -> str:
-    """The latest troubles of two weeks, newest first, with what to do."""
-    whole = text("the whole run").told(language)
-    troubles: list[tuple[tuple[str, int], str]] = []
-    for name in [WHOLE_RUN, *dict.fromkeys(entry.campaign for entry in past.mailings)]:
-        entries = past.of(name)
-        worked = max((entry.changed for entry in entries if has_worked(entry)), default="")
-        for entry in entries:
-            if entry.is_trouble:
-                state = state_in_grid(entry, now) if isinstance(entry, Mailing) else State.FAILED
-                again = text("works again").told(language) if worked > entry.changed else ""
-                troubles.append(((entry.changed, entry.id), page_problem(name or whole, state, entry, again, language)))
-    items = [item for _, item in sorted(troubles, reverse=True)[:PROBLEMS_SHOWN]]
-    return "".join(items) or f"<li>{escape(text('none in two weeks').told(language))}"
-
-
-def has_worked(entry: Mailing | PastRun) -> bool:
-    """Whether an entry shows that what troubled earlier ones is over."""
-    if isinstance(entry, PastRun):
-        return entry.exit_code == 0
-    return entry.state in (State.DELIVERED, State.EMPTY) and not entry.is_trouble
-
-
-def page_problem(name: str, state: State, entry: Mailing | PastRun, again: str, language: str) -> str:
-    """An entry that needed a person; again: that it works again."""
+def page_problem(trouble: Trouble, language: str) -> str:
+    """What needed a person, and what to do."""
+    entry = trouble.entry
     time = shown(datetime.fromisoformat(entry.changed), language)
-    message = entry.message or told_pickup(entry, language)
+    again = html(text("works again"), language) if trouble.is_over else ""
     hint = f"<p>→ {escape(entry.hint)}</p>" if entry.hint else ""
     return (
-        f"{chip(state, language)} <b>{escape(name)}</b> "
-        f'<small class="soft">{time} {escape(again)}</small>'
-        f"<p>{escape(message)}</p>{hint}"
+        f"{chip(trouble.state, language)} <b>{escape(whose(entry, language))}</b> "
+        f'<small class="soft">{time} {again}</small><p>{escape(entry.message)}</p>{hint}'
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Aftermath: the page, alerts and the heartbeat, for those who are not looking. Nothing here can fail a run
+# Aftermath: page, alerts and heartbeat, for those who are not looking. Nothing here can fail a run
 # ---------------------------------------------------------------------------------------------------------------------
 
-ALERT_AGAIN = timedelta(hours=4)  # the same trouble is told when it begins, then this often, then when it is over
+ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, then when it is over
 TELL_TIMEOUT_S = 20
 
 
-def before_run(past: Past, start: datetime) -> Past:
-    """What was there before a run that began at start."""
-    moment = start.isoformat()
-    return Past(
-        [entry for entry in past.mailings if entry.changed <= moment],
-        [entry for entry in past.runs if entry.changed <= moment],
-    )
+End = Report | PipelineError  # how a run ended
 
 
-def alert_lines(
-    before: Past, troubles: Mapping[str, Sequence[Text]], good: Iterable[str], now: datetime
-) -> tuple[list[Text], list[Text]]:
-    """Which troubles (by campaign, WHOLE_RUN for the run) are told now, and what works again.
+def told_end(end: End, language: str) -> tuple[str, str]:
+    """How a run ended, and what to do."""
+    lines = end.lines[:-1] if end.hint else end.lines
+    hint = end.hint.told(language) if end.hint else ""
+    return "\n".join(line.told(language) for line in lines), hint
 
-    before: from before this run. A trouble is told when it begins and once in every ALERT_AGAIN.
-    """
-    told_now: list[Text] = []
-    for name, lines in troubles.items():
-        streak = list(itertools.takewhile(lambda entry: entry.is_trouble, reversed(before.of(name))))
-        if streak:
-            began, last = (datetime.fromisoformat(streak[at].changed) for at in (-1, 0))
-            if (now - began) // ALERT_AGAIN == (last - began) // ALERT_AGAIN:
-                continue
-        first, *more = lines
-        told_now += [text("{campaign}: {message}", campaign=name, message=first) if name else first, *more]
-    recovered = []
-    for name in good:
-        if (past := before.of(name)) and past[-1].is_trouble:
-            again = text("the program works again")
-            recovered.append(text("{campaign}: works again", campaign=name) if name else again)
-    return told_now, recovered
+
+def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple[list[str], list[str]]:
+    """What is told after a run: trouble that begins or goes on, and what works again."""
+
+    def streak(entry: Entry) -> int:
+        """For how many entries in a row its campaign has been in trouble already."""
+        earlier = [past for past in before.entries if past.campaign == entry.campaign]
+        return len(list(itertools.takewhile(lambda past: past.is_trouble, reversed(earlier))))
+
+    troubled, working = [], []
+    for trouble in reversed(troubles_of(this, now)):
+        if streak(trouble.entry) % ALERT_EVERY == 0:
+            problem = trouble.told(language)
+            troubled += [problem.sentence, *([f"    -> {problem.hint}"] if problem.hint else [])]
+    for entry in this.entries:
+        if state_in_grid(entry, now) in WORKING and streak(entry):
+            working.append(f"{whose(entry, language)}: {text('works again').told(language)}")
+    return troubled, working
 
 
 def missed_slots(before: Past, hours: Hours, now: datetime) -> list[str]:
-    """The slots since the last run in which one should have started: the PC was off, or the task disabled."""
-    missed = []
-    if before.runs:
-        slot = datetime.fromisoformat(before.runs[-1].slot) + timedelta(hours=1)
-        while f"{slot:%Y-%m-%d %H:%M}" < slot_of(now):
-            missed += [f"{slot:%d/%m %H:%M}"] if hours.inside(slot.replace(minute=59)) else []
-            slot += timedelta(hours=1)
-    return missed
+    """The slots since the last run in which one was due: the PC was off, or the task disabled."""
+    due = due_after(before.runs[-1].slot, hours, now) if before.runs else []
+    return [f"{datetime.fromisoformat(slot):%d/%m %H:%M}" for slot in due if slot < slot_of(now)]
+
+
+def failure(action: Callable[[], object]) -> str:
+    """Why an action failed, or ''; in TELL_TIMEOUT_S, whatever the other side trickles."""
+    why = [str(TIMED_OUT)]
+
+    def act() -> None:
+        try:
+            why[0] = "" if action() else "refused"
+        except Exception as error:
+            why[0] = type(error).__name__  # its text may quote a URL
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(TELL_TIMEOUT_S)
+    return why[0]
 
 
 def send_alert(urls: str, title: str, body: str) -> None:
-    """One message in plain text to every apprise URL, in TELL_TIMEOUT_S at the most; no URL is ever logged."""
+    """One message in plain text to every apprise URL; no URL is ever logged."""
 
-    def send() -> None:
-        try:
-            import apprise
+    def send() -> object:
+        import apprise
 
-            logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-            plain = apprise.NotifyFormat.TEXT
-            done.append(bool(apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)))
-        except ImportError:
-            log.error(text("ALERT_URLS is set, but the package apprise is missing: python -m pip install apprise"))
-        except Exception as error:
-            bug(error)
+        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+        plain = apprise.NotifyFormat.TEXT
+        return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
-    done: list[bool] = []
-    in_time(send, "alert")
-    if not any(done):
-        log.error(text("the alert could not be sent: check ALERT_URLS"))
+    if why := failure(send):
+        template = "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise"
+        log.error(text(template, reason=why))
 
 
 def fetch_heartbeat(url: str) -> None:
     """Tell a monitor that this run ended well."""
-    import http.client
     import urllib.request
 
-    def fetch() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=TELL_TIMEOUT_S):
-                done.append(True)
-        except (OSError, ValueError, http.client.HTTPException) as error:  # whose text may quote the URL
-            log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=type(error).__name__))
-            done.append(False)
-
-    done: list[bool] = []
-    in_time(fetch, "heartbeat")
-    if not done:
-        log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=TIMED_OUT))
+    if why := failure(lambda: urllib.request.urlopen(url, timeout=TELL_TIMEOUT_S).close() is None):
+        log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=why))
 
 
-def in_time(action: Callable[[], None], name: str) -> None:
-    """Do it, and wait TELL_TIMEOUT_S for it at the most, whatever the other side trickles."""
-    thread = threading.Thread(target=action, name=name, daemon=True)
-    thread.start()
-    thread.join(TELL_TIMEOUT_S)
-
-
-def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError, clock: Clock) -> None:
-    """After a run, however it ended: its own entry in the ledger, the page, alerts, the heartbeat."""
-    now = clock.now()
-    start = end.start if isinstance(end, Report) else now
-    before = Past()
+def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> None:
+    """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
+    now, before = clock.now(), Past()
+    start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
+    run = past_run(end, start, now, settings.language)
     try:
         with contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger:
-            before = before_run(recent(ledger, now), start)
-            note_run(ledger, end, start, settings.language)
-            page = status_page(recent(ledger, now), files.campaigns, settings.hours, now, settings.language)
-            write_page(settings, page)
+            known = recent(ledger, now)
+            earlier = [entry for entry in known.mailings if entry.changed <= start.isoformat()]
+            before = Past(earlier, known.runs)
+            ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
+        write_page(settings, files.campaigns, Past(known.mailings, [*known.runs, run]), now)
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
-    alert(settings, end, before, now)
+    alert(settings, Past(mailings, (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
 
 
-def note_run(ledger: Ledger, end: Report | PipelineError, start: datetime, language: str) -> None:
-    """How the run ended, in the ledger."""
-    if isinstance(end, Report):
-        ledger.note_run(slot_of(start), end.exit_code, True, end.totals.told(language), "")
-        return
-    *lines, last = [line.told(language) for line in end.lines]
-    lines, hint = (lines, end.hint.told(language)) if end.hint else ([*lines, last], "")
-    ledger.note_run(slot_of(start), end.exit_code, False, "\n".join(lines), hint)
+def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun:
+    """How a run ended, as the ledger keeps it."""
+    message, hint = told_end(end, language)
+    return PastRun(
+        id=0,
+        slot=slot_of(start),
+        exit_code=end.exit_code,
+        started=isinstance(end, Report),
+        message=message,
+        hint=hint,
+        changed=now.isoformat(),
+    )
 
 
-def write_page(settings: Settings, page: str) -> None:
+def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime) -> None:
     """The status page, whole or not at all."""
+    page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
     file = LocalFile(settings.output / "status.html")
     file.write(page.encode())
     file.keep()
 
 
-def alert(settings: Settings, end: Report | PipelineError, before: Past, now: datetime) -> None:
-    """Tell of trouble that begins, goes on or is over; before: what the ledger knew before this run."""
-    told_now, recovered = alert_lines(before, *troubles_of(end), now)
+def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
+    """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
+    language = settings.language
+    troubled, working = alert_lines(this, before, now, language)
     if missed := missed_slots(before, settings.hours, now):
-        told_now.append(text("no run in the slots {slots}", slots=missed))
-        log.warning(told_now[-1])
-    if not settings.alert_urls or not (told_now or recovered):
+        no_run = text("no run in the slots {slots}", slots=missed)
+        troubled.append(no_run.told(language))
+        log.warning(no_run)
+    if not settings.alert_urls or not (troubled or working):
         return
-    title = text("mailings need a person") if told_now else text("mailings work again")
-    if told_now:
-        told_now.append(text("the next hourly run tries again by itself; nothing is ever sent twice"))
-    body = "\n".join(line.told(settings.language) for line in told_now + recovered)
-    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(settings.language)}", body)
-
-
-def troubles_of(end: Report | PipelineError) -> tuple[dict[str, Sequence[Text]], list[str]]:
-    """What needs a person after this run, by campaign, and which campaigns went well."""
-    if isinstance(end, PipelineError):
-        return {WHOLE_RUN: end.lines}, []
-    troubles: dict[str, Sequence[Text]] = {}
-    good = [WHOLE_RUN]
-    for mailing in end.mailings:
-        if (mailing.error and mailing.error.exit_code) or mailing.pickup in TROUBLED_PICKUPS:
-            told_why = text("{message}", message=mailing.message)
-            lines = mailing.error.lines if mailing.error else [told_why]
-            state = text("{state}: {message}", state=text(mailing.state), message=lines[0])
-            troubles[mailing.campaign] = [state, *lines[1:]]
-        elif mailing.state in (State.DELIVERED, State.EMPTY):
-            good.append(mailing.campaign)
-    return troubles, good
+    title = text("mailings need a person") if troubled else text("mailings work again")
+    if troubled:
+        calming = text("the next hourly run tries again by itself; nothing is ever sent twice")
+        troubled.append(calming.told(language))
+    body = "\n".join(troubled + working)
+    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(language)}", body)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5898,18 +5746,25 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, Sequence[Text]],
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def early_language(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """The operator's language before the settings are read: for --help, wrong usage, settings with faults."""
-    named = [value for option, value in itertools.pairwise(argv) if option == "--config"]
-    named += [option.partition("=")[2] for option in argv if option.startswith("--config=")]
-    path = Path(named[-1]) if named else Path(__file__).absolute().parent / "config.env"
-    written = environ.get("LANGUAGE", "")
-    if written not in LANGUAGES:
-        with contextlib.suppress(OSError):
-            lines = path.read_bytes().decode("utf-8-sig", "replace")
-            found = re.search(r"(?m)^\s*LANGUAGE\s*=\s*['\"]?(\w+)", lines)
-            written = found[1].lower() if found else ""
-    return written if written in LANGUAGES else "en"
+Asked = argparse.Namespace  # what the options ask for
+
+
+def config_path(named: str | None) -> Path:
+    """The settings: what --config names, or config.env beside the program."""
+    return Path(named or Path(__file__).absolute().parent / "config.env").absolute()
+
+
+def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
+    """The operator's language before the settings are read: for --help and early faults."""
+    if (wanted := environ.get("LANGUAGE", "")) in LANGUAGES:
+        return wanted
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", nargs="?")
+    told = ""
+    with contextlib.suppress(OSError):
+        told = config_path(early.parse_known_args(argv)[0].config).read_text("utf-8-sig", "replace")
+    found = re.search(rf"(?mi)^\s*LANGUAGE\s*=\s*['\"]?({'|'.join(LANGUAGES)})\b", told)
+    return found[1].lower() if found else "en"
 
 
 def parser(language: str = "en") -> argparse.ArgumentParser:
@@ -5919,7 +5774,8 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         return text(template).told(language)
 
     words = ARGPARSE_PORTUGUESE if language == "pt" else {}
-    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]  # as gettext would
+    # argparse asks gettext, by this name.
+    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]
     codes = "\n".join(f"  {code.value}  {code.meaning.told(language)}" for code in ExitCode)
     made = argparse.ArgumentParser(
         prog=f"{PROGRAM}.py",
@@ -5927,125 +5783,116 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
             "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."
         ),
         epilog=f"{say('exit codes:')}\n{codes}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    mode = made.add_mutually_exclusive_group()
-    switch = {"action": "store_true"}
-    campaigns = {"action": "append", "default": [], "metavar": "CAMPAIGN"}
-    options: tuple[tuple[Any, str, dict[str, Any], str], ...] = (
-        (mode, "--dry-run", switch, say("export and judge everything, send nothing (output/dry-run)")),
-        (mode, "--check", switch, say("test settings, queries, logins and folders; send nothing")),
-        (mode, "--status", switch, say("show what was delivered today")),
-        (made, "--scheduled", switch, say("started by the Task Scheduler: plain output, quiet outside the hours")),
-        (made, "--only", campaigns, say("only this campaign (may be repeated)")),
-        (made, "--resend", switch, say("also what this slot has delivered already, under a new name")),
-        (made, "--ignore-hours", switch, say("run by hand outside the operating hours")),
-        (
-            made,
-            "--config",
-            {"type": Path, "metavar": "FILE"},
-            say("the settings (default: config.env beside the program)"),
-        ),
-        (made, "--json", switch, say("the report as one JSON object on stdout")),
-    )
-    for group, option, how, meaning in options:
-        group.add_argument(option, help=meaning, **how)
-    version = f"{PROGRAM} {__version__}"
-    made.add_argument(
-        "--version", action="version", version=version, help=say("show program's version number and exit")
-    )
+    one_of = made.add_mutually_exclusive_group()
+    for group, option, meaning in (
+        (one_of, "--dry-run", say("export and judge everything, send nothing (output/dry-run)")),
+        (one_of, "--check", say("test settings, queries, logins and folders; send nothing")),
+        (one_of, "--status", say("show what was delivered today")),
+        (made, "--scheduled", say("started by the Task Scheduler: plain output, quiet outside the hours")),
+        (made, "--only", say("only this campaign (may be repeated)")),
+        (made, "--resend", say("also what this slot has delivered already, under a new name")),
+        (made, "--ignore-hours", say("run by hand outside the operating hours")),
+        (made, "--config", say("the settings (default: config.env beside the program)")),
+        (made, "--json", say("the report as one JSON object on stdout")),
+        (made, "--version", say("show program's version number and exit")),
+    ):
+        group.add_argument(option, help=meaning, **OPTIONS.get(option, {"action": "store_true"}))
     return made
 
 
-class LineFormatter(logging.Formatter):
-    """Local time with its offset, and one line per fact; English in the file, the operator's language on stderr."""
+HelpFormatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100)
 
-    def __init__(self, language: str = "en") -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+# The options that are more than a switch.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--only": {"action": "append", "default": [], "metavar": "CAMPAIGN"},
+    "--config": {"metavar": "FILE"},
+    "--version": {"action": "version", "version": f"{PROGRAM} {__version__}"},
+}
+
+
+def stamp(moment: datetime) -> str:
+    """2026-12-22 12:00:05.123-03:00"""
+    return moment.isoformat(" ", "milliseconds")
+
+
+class LineFormatter(logging.Formatter):
+    """Local time with its offset, and one line per fact."""
+
+    def __init__(self, language: str) -> None:
         self.language = language
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
+        told = record.getMessage()
         if isinstance(record.msg, Text):
-            record.message = record.msg.told(self.language)
-        return super().formatMessage(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002
-        return datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+            told = record.msg.told(self.language)
+        time = stamp(datetime.fromtimestamp(record.created).astimezone())
+        return f"{time} {record.levelname} {told}"
 
 
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
-    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows. Raises SettingsFault."""
-    path = settings.local(settings.log_dir) / f"{PROGRAM}_{clock.now():%Y-%m-%d}.log"
+    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows.
+
+    Raises SettingsFault.
+    """
+    now = clock.now()
+    path = settings.local(settings.log_dir) / f"{PROGRAM}_{now:%Y-%m-%d}.log"
+    started = f"{stamp(now)} INFO {PROGRAM} {__version__} started\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(LineFormatter())
-        started = log.makeRecord(PROGRAM, logging.INFO, "", 0, f"{PROGRAM} {__version__} started", (), None)
-        if file.stream:  # a full disk shows here; logging itself would swallow it
-            file.stream.write(file.format(started) + "\n")
-            file.stream.flush()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(started)  # a full disk shows here; logging would swallow it
+        log.handlers = [logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
         fault = text("{path}: cannot be written: {reason}; make LOG_DIR writable", path=path, reason=reason)
         raise SettingsFault(fault) from None
-    handlers: list[logging.Handler] = [file]
     if console and sys.stderr:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[1].setFormatter(LineFormatter(settings.language))
-    log.handlers, log.propagate = handlers, False
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.handlers[1].setFormatter(LineFormatter(settings.language))
+    log.handlers[0].setFormatter(LineFormatter("en"))
+    log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
+    paramiko = logging.getLogger("paramiko")
+    paramiko.setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
 
 
-def make_console(arguments: argparse.Namespace) -> Console:
-    """Standard output for a person; plain text where nobody looks, or where it has gone."""
+def make_console(asked: Asked) -> Console | None:
+    """Standard output for a person; plain text where nobody looks; None if it is not for a person."""
     from rich.console import Console
 
     class PatientConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would end the program with 1
             raise BrokenPipeError
 
-    stream = sys.stdout
-    if stream is None or arguments.json:
-        stream = io.StringIO()
-    elif isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
-    if arguments.scheduled or not stream.isatty():
-        return PatientConsole(file=stream, force_terminal=False, no_color=True, width=120)
-    return PatientConsole(file=stream)
+    if asked.json or not sys.stdout:
+        return None
+    if asked.scheduled or not sys.stdout.isatty():
+        return PatientConsole(force_terminal=False, no_color=True, width=120)
+    return PatientConsole()
 
 
 @contextlib.contextmanager
 def showing() -> Iterator[None]:
-    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing of what was done."""
-    lost = set()  # what is longer than the buffer fails here, and the flush below finds nothing more to write
+    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing."""
     try:
         yield
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except OSError:
-        lost.add(1)
-    except ValueError as error:
-        if "closed file" not in str(error):
-            raise
-        lost.add(1)
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        try:
-            if stream:
-                stream.flush()
-        except (OSError, ValueError):
-            lost.add(number)
-        if number in lost:
-            log.warning(text("not everything could be shown: standard output cannot be written"))
-            if number == 1 and sys.stderr and not log.handlers:
-                print("standard output cannot be written", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # or Python itself would end with 120
+        log.warning(text("not everything could be shown: standard output cannot be written"))
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, in ASCII so that every console and reader takes it."""
-    if sys.stdout:
-        print(json.dumps(value))
+def show(console: Console | None, printed: Callable[[Console], None], value: object) -> None:
+    """An outcome: on the console, or as one JSON object in ASCII, which every reader takes."""
+    with showing():
+        if console:
+            printed(console)
+        elif sys.stdout:
+            print(json.dumps(value))
 
 
 def missing_packages() -> list[str]:
@@ -6055,120 +5902,96 @@ def missing_packages() -> list[str]:
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 
-def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
+def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
     """Settings and query files. Raises SettingsFault with every fault of both."""
     if missing := missing_packages():
         message = text("this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing)
-        raise SettingsFault(
-            message, text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
-        )
-    path = (arguments.config or Path(__file__).absolute().parent / "config.env").absolute()
-    sends = not (arguments.dry_run or arguments.status)
+        cure = text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
+        raise SettingsFault(message, cure)
+    path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
     faults: list[Text] = []
-    files = QueryFiles((), (), ())
     try:
-        settings = load_settings(path, environ, sends=sends, knows_host=not arguments.check)
+        settings = load_settings(path, environ, sends=sends, knows_host=not asked.check)
     except SettingsFault as error:
         if error.settings is None:
             raise
         settings, faults = error.settings, [*error.faults]
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
-        choose(files, arguments.only)
-    except UsageFault as error:
-        raise UsageFault(*faults, *error.faults, settings=settings) from None
+        choose(files, asked.only)
     except SettingsFault as error:
-        faults += error.faults
+        raise type(error)(*faults, *error.faults, settings=settings) from None
     if faults:
-        faults += [fault for broken in files.broken for fault in broken.told]
-        raise SettingsFault(*faults, settings=settings)
+        broken = itertools.chain.from_iterable(query.told for query in files.broken)
+        raise SettingsFault(*faults, *broken, settings=settings)
     return settings, files
 
 
-def show_status(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
-    console, now, past = make_console(arguments), clock.now(), Past()
+    now, past, language = clock.now(), Past(), settings.language
     if settings.ledger_path.exists():
         with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
             past = recent(ledger, now)
-    grid = day_grid(past, files.campaigns, settings.hours, now)
-    with showing():
-        if arguments.json:
-            print_json(status_json(grid))
-        print_status(grid, console, settings.language)
+    grid = DayGrid(past, files.campaigns, settings.hours, now)
+    show(make_console(asked), lambda console: print_status(grid, console, language), status_json(grid))
     return ExitCode.OK
 
 
-def show_check(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
-    console, chosen = make_console(arguments), choose(files, arguments.only)
-    findings = check(settings, chosen, clock)
-    code = check_code(findings)
-    with showing():
-        if arguments.json:
-            lines = [
-                {"what": str(line.what), "ok": not line.error, "message": str(line.told), "hint": str(line.hint or "")}
-                for line in findings
-            ]
-            print_json({"exit_code": code.value, "meaning": str(code.meaning), "checks": lines})
+    findings = check(settings, choose(files, asked.only), clock)
+    code, lines = check_code(findings), []
+    for line in findings:
+        told = {"message": str(line.told), "hint": str(line.hint or "")}
+        lines.append({"what": str(line.what), "ok": not line.error} | told)
+
+    def printed(console: Console) -> None:
         print_findings(findings, console, settings.language)
         tell(console, closing_line(code).told(settings.language))
+
+    show(make_console(asked), printed, code_json(code) | {"checks": lines})
     return code
 
 
-def closing_line(code: ExitCode) -> Text:
-    """The last thing that every call says."""
-    return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
-
-
-def deliver(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """A run, or its rehearsal. Raises PipelineError."""
-    options = Options(
-        arguments.dry_run, arguments.scheduled, tuple(arguments.only), arguments.resend, arguments.ignore_hours
-    )
+    only = tuple(asked.only)
+    options = Options(asked.dry_run, asked.scheduled, only, asked.resend, asked.ignore_hours)
     reason = settings.hours.why_not(clock.now())
     if reason and not (options.ignore_hours or options.dry_run):
         if options.scheduled:
             log.info(text("outside the hours, nothing to do: {reason}", reason=reason))
             return ExitCode.OK
-        raise OutsideHours(reason, text("wait, or use --ignore-hours if you really want to start calls now"))
+        hint = text("wait, or use --ignore-hours if you really want to start calls now")
+        raise OutsideHours(reason, hint)
     for note in files.notes:
         log.info(note)
-    console = make_console(arguments)
+    console = make_console(asked)
     report = (rehearse if options.dry_run else run)(settings, files, options, clock, console)
-    code = report.exit_code
-    log.info(
-        text(
-            "slot {slot}: {totals} in {seconds} s; {outcome}",
-            slot=datetime.fromisoformat(report.slot),
-            totals=report.totals,
-            seconds=f"{report.seconds:.1f}",
-            outcome=closing_line(code),
-        )
-    )
+    template = "slot {slot}: {totals} in {seconds} s; {outcome}"
+    slot, seconds = datetime.fromisoformat(report.slot), f"{report.seconds:.1f}"
+    outcome = closing_line(report.exit_code)
+    log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
-    with showing():
-        if arguments.json:
-            print_json(report.as_json())
-        print_report(report, console, settings.language)
-    return code
+    show(console, lambda console: print_report(report, console, settings.language), report.as_json())
+    return report.exit_code
 
 
-def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
-    """The one thing that the options ask for: its exit code. An error that stops all of it is told here.
+def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
+    """The one thing that the options ask for; an error that stops all of it is told here.
 
     language: the operator's, as far as it is known before the settings are.
     """
     settings: Settings | None = None
     files = QueryFiles((), (), ())
-    looks = arguments.check or arguments.status
     try:
-        settings, files = load(arguments, environ)
-        if not arguments.status:
-            open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
-        action = show_status if arguments.status else show_check if arguments.check else deliver
-        return action(arguments, settings, files, clock)
+        settings, files = load(asked, environ)
+        if asked.status:
+            return show_status(asked, settings, files, clock)
+        open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
+        return (show_check if asked.check else deliver)(asked, settings, files, clock)
     except PipelineError as found:
         fault = found
     except KeyboardInterrupt:
@@ -6176,46 +5999,45 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock,
     except Exception as found:
         fault = bug(found)
     settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
-    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not arguments.scheduled
-    if settings and not (looks or arguments.dry_run or by_hand):
+    looks = asked.check or asked.status or asked.dry_run
+    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not asked.scheduled
+    if settings and not (looks or by_hand):
         if not log.handlers:
             with contextlib.suppress(SettingsFault):
                 open_log(settings, clock, console=False)
-        aftermath(settings, files, fault, clock)
-    tell_fault(fault, settings.language if settings else language, arguments.json)
+        with contextlib.suppress(KeyboardInterrupt):
+            aftermath(settings, files, fault, clock)
+    tell_fault(fault, settings.language if settings else language, asked.json)
     return fault.exit_code
 
 
 def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
-    """What stopped everything: in the log in English, on standard error in the operator's language."""
+    """What stopped everything: in the log in English, on stderr in the operator's language."""
     lines = [*fault.lines, closing_line(fault.exit_code)]
-    if log.handlers:
-        for line in lines:
-            log.error(line)
+    for line in lines if log.handlers else ():
+        log.error(line)
+    is_told = any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers)
     with showing():
-        if isinstance(sys.stderr, io.TextIOWrapper):
-            sys.stderr.reconfigure(errors="replace")
-        if sys.stderr and not any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers):
+        if sys.stderr and not is_told:
             print("\n".join(line.told(language) for line in lines), file=sys.stderr)
-        if as_json:
-            code = fault.exit_code
-            error = "\n".join(map(str, fault.lines[:-1] if fault.hint else fault.lines))
-            told = {"error": error, "hint": str(fault.hint or "")}
-            print_json({"exit_code": code.value, "meaning": str(code.meaning)} | told)
+        if sys.stdout and as_json:
+            error, hint = told_end(fault, "en")
+            print(json.dumps(code_json(fault.exit_code) | {"error": error, "hint": hint}))
 
 
 def main(
     argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, clock: Clock | None = None
 ) -> int:
-    """Run the program; returns its exit code. Nothing is raised but argparse's SystemExit (code 2 for wrong usage)."""
+    """Run the program; returns its exit code.
+
+    Nothing is raised but argparse's SystemExit (code 2 for wrong usage).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
     environ = os.environ if environ is None else environ
-    language = early_language(sys.argv[1:] if argv is None else argv, environ)
-    arguments = parser(language).parse_args(argv)
-    try:
-        return act(arguments, environ, clock or Clock(), language)
-    except KeyboardInterrupt:  # after the run itself, beside the page or the alerts
-        tell_fault(Stopped(BY_OPERATOR), language, arguments.json)
-        return ExitCode.PARTIAL
+    language = early_language(argv, environ)
+    return act(parser(language).parse_args(argv), environ, clock or Clock(), language)
 
 
 CLOSE_GRACE_S = 4.5
@@ -6227,16 +6049,16 @@ def interrupt(*_: object) -> None:
 
 
 def heed_closing_window() -> object:
-    """On Windows, end the run in order when the console window is closed; what it returns must be kept until the end.
+    """On Windows, end the run in order when its window is closed; keep what it returns until then.
 
-    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the handler
-    returns, as that of the C runtime does after raising SIGBREAK: so ours waits for the run to be over.
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when
+    the handler returns, as the C runtime's does after raising SIGBREAK: ours waits for the run.
     """
     import _thread
     import ctypes
 
     def closing(event: int) -> int:
-        if event == 0:  # Ctrl+C, which Python handles itself; 1 break, 2 close, 5 log-off, 6 shutdown
+        if event == 0:  # Ctrl+C, which Python handles; 1 break, 2 close, 5 log-off, 6 shutdown
             return 0
         _thread.interrupt_main()
         time.sleep(CLOSE_GRACE_S)
@@ -6248,7 +6070,7 @@ def heed_closing_window() -> object:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with code at once: an interpreter that takes itself apart first needs another 80 ms for it."""
+    """End the process at once: an interpreter that takes itself apart first needs another 80 ms."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # `showing` has said so
@@ -6816,13 +6638,11 @@ PORTUGUESE: dict[str, str] = {
     "columns": "colunas",
     "size": "tamanho",
     "seconds": "seg.",
-    "remote path": "caminho remoto",
-    "drop folder": "pasta de entrega",
     "waiting": "aguardando",
     "ready": "pronto",
     "the query is running": "consulta em execução",
     "reading, {contacts}": "lendo, {contacts}",
-    "sending {sent} of {size}, {rate}/s": "enviando {sent} de {size}, {rate}/s",
+    "sending {sent} of {size}": "enviando {sent} de {size}",
     "stopped by the operator": "execução interrompida pelo operador",
     "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
     "the server does not tell what became of this slot's mailing": (
@@ -6873,12 +6693,10 @@ PORTUGUESE: dict[str, str] = {
     "NOTE": "AVISO",
     "FAULT": "FALHA",
     "{what}: {told}": "{what}: {told}",
-    "Last run: {time}": "Última execução: {time}",
+    "Last run: {time}: {outcome}": "Última execução: {time}: {outcome}",
     "No successful run yet": "Nenhuma execução com êxito até agora",
     "Last successful run: {time}": "Última execução com êxito: {time}",
-    "{count} more": "mais {count}",
-    "{count} campaigns need attention: {campaigns}": "{count} campanhas precisam de atenção: {campaigns}",
-    "{count} campaign needs attention: {campaigns}": "{count} campanha precisa de atenção: {campaigns}",
+    "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",
     "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now": (
         "O horário {slot} está atrasado: nada foi entregue. Dê dois cliques em run_pipeline.bat para executar agora"
     ),
@@ -6893,12 +6711,9 @@ PORTUGUESE: dict[str, str] = {
     "Latest problems": "Últimos problemas",
     "Generated {time}": "Gerado em {time}",
     "none in two weeks": "nenhum em duas semanas",
-    "the program works again": "o programa voltou ao normal",
-    "{campaign}: works again": "{campaign}: já normalizado",
-    "ALERT_URLS is set, but the package apprise is missing: python -m pip install apprise": (
-        "ALERT_URLS está definida, mas falta o pacote apprise: python -m pip install apprise"
+    "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise": (
+        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS; é preciso: python -m pip install apprise"
     ),
-    "the alert could not be sent: check ALERT_URLS": "o alerta não pôde ser enviado: confira ALERT_URLS",
     "HEARTBEAT_URL could not be fetched: {reason}": "HEARTBEAT_URL não pôde ser acessada: {reason}",
     "the status page was not written: {reason}": "a página de status não foi gravada: {reason}",
     "no run in the slots {slots}": "nenhuma execução nos horários {slots}",
@@ -6907,8 +6722,6 @@ PORTUGUESE: dict[str, str] = {
     "the next hourly run tries again by itself; nothing is ever sent twice": (
         "a próxima execução tenta de novo sozinha; nada é enviado duas vezes"
     ),
-    "{message}": "{message}",
-    "{state}: {message}": "{state}: {message}",
     ("Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."): (
         "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP da campanha."
     ),
