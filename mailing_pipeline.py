@@ -109,18 +109,18 @@ PROGRAM = "mailing_pipeline"
 log = logging.getLogger(PROGRAM)
 T = TypeVar("T")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Words: what a person is told is a template and its values, in English for the log, in the operator's own language
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# Words: what a person is told is a template and its values; English for the log
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A message: a template in English, whose fields the values fill. str() is the English of log and --json.
+    """A message: a template in English, whose fields the values fill. str() is the English.
 
-    Values are filled in and never translated, unless they are Texts themselves; a list of them stands in a
-    row. Whole numbers are counts (12,345 or 12.345), times are written as people write them; a port or an
-    exit code is given as str.
+    Values are filled in and never translated, unless they are Texts themselves; a list of them
+    stands in a row. Whole numbers are counts (12,345 or 12.345), times are written as people write
+    them; a port or an exit code is given as str.
     """
 
     template: str
@@ -132,7 +132,8 @@ class Text:
     def told(self, language: str) -> str:
         """The message in that language: 'en' or 'pt'."""
         template = PORTUGUESE[self.template] if language == "pt" else self.template
-        return template.format(**{name: shown(value, language) for name, value in self.values.items()})
+        values = {name: shown(value, language) for name, value in self.values.items()}
+        return template.format(**values)
 
 
 def text(template: str, **values: object) -> Text:
@@ -142,7 +143,7 @@ def text(template: str, **values: object) -> Text:
 
 def in_a_row(parts: Sequence[Text]) -> Text:
     """Several messages in one line."""
-    return functools.reduce(lambda first, then: text("{first}; {then}", first=first, then=then), parts)
+    return functools.reduce(lambda one, then: text("{first}; {then}", first=one, then=then), parts)
 
 
 def contacts(count: int) -> Text:
@@ -154,41 +155,44 @@ def contacts(count: int) -> Text:
 
 def shown(value: object, language: str) -> str:
     """A value inside a message."""
+    pt = language == "pt"
     if isinstance(value, Text):
         return value.told(language)
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(item, language) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}".replace(",", "." if language == "pt" else ",")
+        return f"{value:,}".replace(",", "." if pt else ",")
     if isinstance(value, datetime):
-        return f"{value:%d/%m/%Y %H:%M}" if language == "pt" else f"{value:%Y-%m-%d %H:%M}"
+        return f"{value:%d/%m/%Y %H:%M}" if pt else f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, date):
-        return f"{value:%d/%m/%Y}" if language == "pt" else f"{value:%Y-%m-%d}"
+        return f"{value:%d/%m/%Y}" if pt else str(value)
     return str(value)
 
 
 FOREIGN_CHARS = 300
+MOMENT = r"(?<!\d)(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)(?!\d)"
+LONG_NUMBER = r"\d(?:[\s.()/_,;:|‐-―−-]{0,4}\d){7,}"
 
 
 def masked(told: str) -> str:
-    """told without runs of eight or more digits (phones, CPFs, contracts), however they are punctuated.
+    """told without runs of eight or more digits (phones, CPFs, contracts), however punctuated.
 
     A moment (2026-12-22 12:00:05) stays.
     """
-    moment = r"(?<!\d)(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)(?!\d)"
-    return re.sub(rf"{moment}|\d(?:[\s.()/_,;:|‐-―−-]{{0,4}}\d){{7,}}", lambda found: found.group(1) or "…", told)
+    return re.sub(f"{MOMENT}|{LONG_NUMBER}", lambda found: found[1] or "…", told)
 
 
 def foreign(told: object, hidden: Iterable[str] = ()) -> str:
     """A text of a server, a library or a lock file, fit for console, log, ledger and page.
 
-    hidden: this run's secrets. They go, and so do passwords in URLs, unprintable characters (ESC, bidi
-    marks, line breaks) and long numbers; what is longer than FOREIGN_CHARS is cut.
+    hidden: this run's secrets. They go, and so do passwords in URLs, unprintable characters (ESC,
+    bidi marks, line breaks) and long numbers; what is longer than FOREIGN_CHARS is cut.
     """
     kept = str(told)
     for secret in sorted(filter(None, hidden), key=len, reverse=True):
-        # A short one stands in half of all words: it goes where it stands alone.
-        pattern = re.escape(secret) if len(secret) > 3 else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        pattern = re.escape(secret)
+        if len(secret) <= 3:  # it stands in half of all words: it goes where it stands alone
+            pattern = rf"(?<!\w){pattern}(?!\w)"
         kept = re.sub(pattern, "…", kept)
     kept = re.sub(r"://[^\s/@]+@", "://…@", kept[: 20 * FOREIGN_CHARS])
     kept = re.sub(r"(?i)\b(pass\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s']+)", r"\1\2…", kept)
@@ -198,11 +202,11 @@ def foreign(told: object, hidden: Iterable[str] = ()) -> str:
 
 
 def address(host: str, port: object, hidden: Iterable[str] = ()) -> str:
-    """host:port of a server; not masked, as an IP address is a long number, but without somebody's password."""
-    bare = host.rpartition("@")[2]
+    """host:port of a server: an IP address is no long number, and no password stands before @."""
+    user, _, bare = host.rpartition("@")
     if not re.fullmatch(r"[\w.,:/%-]*", bare):
         bare = foreign(bare, hidden)
-    return f"{'…@' if '@' in host else ''}{bare}:{port}"
+    return f"…@{bare}:{port}" if user else f"{bare}:{port}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,9 +349,9 @@ def bug(error: Exception) -> Bug:
     return Bug(message, text("send the log of today to the developer"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Time: slots, hours, what stops a run, and the one loop that tries again
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -362,7 +366,10 @@ class Clock:
         return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Sleep for timeout_s, or until event is set; whether it is. In short waits: on Windows Ctrl+C ends none."""
+        """Sleep for timeout_s, or until event is set; whether it is.
+
+        In short waits: on Windows Ctrl+C ends none.
+        """
         until_s = self.steady_s() + timeout_s
         while not event.wait(min(0.5, max(0.0, until_s - self.steady_s()))):
             if self.steady_s() >= until_s:
@@ -370,88 +377,49 @@ class Clock:
         return True
 
     def jitter(self) -> float:
-        """A random factor from 0.5 to 1, so that programs that failed together do not come back together."""
+        """A random factor, so that programs that failed together do not come back together."""
         return random.uniform(0.5, 1.0)
 
 
 def slot_of(now: datetime) -> str:
-    """The clock hour that now belongs to, as the ledger writes it: 10:23 belongs to '2026-12-22 10:00'."""
+    """The clock hour that now belongs to, as the ledger writes it: at 10:23 '2026-12-22 10:00'."""
     return f"{now:%Y-%m-%d %H}:00"
 
 
-Span = tuple[clock_time, clock_time]  # the first and the last start of a day
 DAYS = (text("mon"), text("tue"), text("wed"), text("thu"), text("fri"), text("sat"), text("sun"))
-WEEKDAYS = (
-    text("Monday"),
-    text("Tuesday"),
-    text("Wednesday"),
-    text("Thursday"),
-    text("Friday"),
-    text("Saturday"),
-    text("Sunday"),
-)
-
-
-def told_days(days: Iterable[int]) -> Text:
-    """Weekdays (0 = Monday) for a person: mon-sat; mon, wed and fri; every day."""
-    runs: list[list[int]] = []
-    for day in sorted(days):
-        if runs and runs[-1][-1] == day - 1:
-            runs[-1].append(day)
-        else:
-            runs.append([day])
-    parts: list[Text] = []
-    for run in runs:
-        first, last = DAYS[run[0]], DAYS[run[-1]]
-        parts += [text("{first}-{last}", first=first, last=last)] if len(run) > 2 else [DAYS[day] for day in run]
-    if len(runs) == 1 and len(runs[0]) == 7:
-        return text("every day")
-    return parts[0] if len(parts) == 1 else text("{days} and {last}", days=parts[:-1], last=parts[-1])
-
-
-def told_span(span: Span) -> str:
-    """08:00-20:00"""
-    return f"{span[0]:%H:%M}-{span[1]:%H:%M}"
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimes:
-    """The first and the last start of a day, as RUN_HOURS has them: usual, and of the weekdays that have their own."""
-
-    usual: Span | None
-    own: Mapping[int, Span] = field(default_factory=dict, hash=False)
+Span = tuple[clock_time, clock_time]  # the first and the last start of a day
+Starts = Mapping[int | None, Span]  # by weekday (0 = Monday); None: every weekday without its own
 
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """When mailings may be sent: weekdays (0 = Monday), the first and last starts of each, days off.
+    """When mailings may be sent: weekdays, the first and last starts of each, days off.
 
     keys are the settings that say so, of the days and of the hours, as messages name them.
     """
 
     days: frozenset[int]
-    starts: StartTimes
+    starts: Starts = field(hash=False)
     holidays: frozenset[date] = frozenset()
     keys: tuple[str, str] = ("RUN_DAYS", "RUN_HOURS")
 
     def starts_on(self, weekday: int) -> Span | None:
-        """The first and the last start of that weekday (0 = Monday); None: nothing is sent on it."""
-        return self.starts.own.get(weekday, self.starts.usual) if weekday in self.days else None
+        """The first and the last start of that weekday; None: nothing is sent on it."""
+        return self.starts.get(weekday, self.starts.get(None)) if weekday in self.days else None
+
+    def starts_of(self, day: date) -> Span | None:
+        """The first and the last start of that date; None: a day off."""
+        return None if day in self.holidays else self.starts_on(day.weekday())
 
     def slots(self, day: date) -> list[int]:
-        """The clock hours whose slots are due on that date; none on a day off."""
-        starts = self.starts_on(day.weekday())
-        if starts is None or day in self.holidays:
-            return []
-        return list(range(starts[0].hour, starts[1].hour + 1))
+        """The clock hours whose slots are due on that date."""
+        starts = self.starts_of(day)
+        return list(range(starts[0].hour, starts[1].hour + 1)) if starts else []
 
     def inside(self, now: datetime) -> bool:
         """Whether now is inside. The last start names a slot: with 20:00, 20:59 is still inside."""
-        starts = self.starts_on(now.weekday())
-        if starts is None or now.date() in self.holidays:
-            return False
-        slot_start = now.time().replace(minute=0, second=0, microsecond=0)
-        return starts[0] <= now.time() and slot_start <= starts[1]
+        starts = self.starts_of(now.date())
+        return starts is not None and starts[0] <= now.time() and now.hour <= starts[1].hour
 
     def why_not(self, now: datetime) -> Text | None:
         """Why now is outside: a day off, the weekday, or the hour; None while it is inside."""
@@ -459,51 +427,46 @@ class Hours:
             return None
         if now.date() in self.holidays:
             return text("{day} is a holiday (HOLIDAYS)", day=now.date())
-        day, starts = WEEKDAYS[now.weekday()], self.starts_on(now.weekday())
-        if starts is None:
-            key = self.keys[1] if now.weekday() in self.days else self.keys[0]
-            return text("it is {day}: runs {days} ({key})", day=day, days=told_days(self.weekdays), key=key)
-        time, hours, key = f"{now:%H:%M}", told_span(starts), self.keys[1]
-        return text("it is {time}: runs {hours} on {day} ({key})", time=time, hours=hours, day=day, key=key)
+        day, key = DAYS[now.weekday()], self.keys[now.weekday() in self.days]
+        told = "it is {day} {time}: runs {hours} ({key})"
+        return text(told, day=day, time=f"{now:%H:%M}", hours=self.told(), key=key)
 
-    def told(self) -> Text:
-        """For a person: 08:00-20:00 mon-fri, sat 08:00-13:00."""
-        same: dict[Span, list[int]] = {}
-        for day in range(7):
-            if starts := self.starts_on(day):
-                same.setdefault(starts, []).append(day)
-        spans = sorted(same, key=lambda span: span != self.starts.usual)
-        parts = [text("{days} {hours}", days=told_days(same[span]), hours=told_span(span)) for span in spans]
-        if spans:
-            parts[0] = text("{hours} {days}", hours=told_span(spans[0]), days=told_days(same[spans[0]]))
-        return text("{parts}", parts=parts)
-
-    def __str__(self) -> str:
-        return str(self.told())
+    def told(self) -> list[Text]:
+        """For a person: mon-fri 08:00-20:00, sat 08:00-13:00."""
+        parts = []
+        for starts, same in itertools.groupby(range(7), self.starts_on):
+            days = [DAYS[day] for day in same]
+            told = text("{first}-{last}", first=days[0], last=days[-1])
+            if starts:
+                span = f"{starts[0]:%H:%M}-{starts[1]:%H:%M}"
+                told = told if len(days) > 1 else days[0]
+                parts.append(text("{days} {hours}", days=told, hours=span))
+        return parts
 
     @property
-    def weekdays(self) -> frozenset[int]:
-        """The weekdays on which anything is sent."""
-        return frozenset(day for day in range(7) if self.starts_on(day))
+    def idle(self) -> list[Text]:
+        """The weekdays that have hours of their own, and on which nothing runs all the same."""
+        return [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
 
 
 class Stop:
-    """The end of a run: its deadline, and whatever else stops it. Every wait of our own ends here.
+    """The end of a run: its deadline, and whatever else stops it. Every wait of ours ends here.
 
-    Measured by the wall clock and by the steady one, whichever is further: a PC that slept, or a clock set
-    back, must not make an old mailing look young.
+    Measured by the wall clock and by the steady one, whichever is further: a PC that slept, or a
+    clock set back, must not make an old mailing look young.
     """
 
     def __init__(self, clock: Clock, minutes: float) -> None:
         self.clock, self.seconds = clock, minutes * 60
-        self.passed = text("the run's deadline of {minutes} minutes has passed", minutes=f"{minutes:g}")
+        told = "the run's deadline of {minutes} minutes has passed"
+        self.passed = text(told, minutes=f"{minutes:g}")
         self.start, self._steady_start = clock.now(), clock.steady_s()
         self._event, self._reason = threading.Event(), text("the run was stopped")
 
     def left_s(self) -> float:
         """Seconds until the run must be over; negative after it."""
-        elapsed = max((self.clock.now() - self.start).total_seconds(), self.clock.steady_s() - self._steady_start)
-        return self.seconds - elapsed
+        wall_s = (self.clock.now() - self.start).total_seconds()
+        return self.seconds - max(wall_s, self.clock.steady_s() - self._steady_start)
 
     def end(self, reason: Text) -> None:
         """End every wait of the run with Stopped(reason)."""
@@ -514,7 +477,8 @@ class Stop:
     def error(self) -> Stopped | None:
         """Why the run must not go on; None while it may."""
         if self._event.is_set():
-            return Stopped(self._reason, text("the next run starts afresh; nothing old is sent"))
+            afresh = text("the next run starts afresh; nothing old is sent")
+            return Stopped(self._reason, afresh)
         if self.left_s() > 0:
             return None
         hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
@@ -543,7 +507,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently the one retry loop tries: attempts in all, first and longest pause in seconds."""
+    """How patiently the retry loop tries: attempts in all, first and longest pause in seconds."""
 
     attempts: int
     first_s: float
@@ -554,13 +518,13 @@ RETRY_BUDGET_S = 30  # time for an attempt, at the least
 
 
 def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) -> T:
-    """The result of action, tried again for as long as its PipelineError says that this is worth while.
+    """The result of action, tried again as long as its PipelineError says that this is worth while.
 
-    Pauses double from first_s to max_s, with jitter. No attempt starts later than attempts * max_s (or
-    RETRY_BUDGET_S) after the first failure, nor beyond the deadline. action must be safe to repeat. Raises
-    the last error.
+    Pauses double from first_s to max_s, with jitter. No attempt starts later than
+    attempts * max_s (or RETRY_BUDGET_S) after the first failure, nor beyond the deadline. action
+    must be safe to repeat. Raises the last error.
     """
-    failures, first_failure_s = 0, 0.0
+    failures, until_s = 0, None
     while True:
         stop.check()
         try:
@@ -568,35 +532,35 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
         except PipelineError as error:
             failures += 1
             now_s = stop.clock.steady_s()
-            first_failure_s = first_failure_s or now_s
-            most = policy.attempts - 1 if error.tries is None else min(error.tries, policy.attempts - 1)
+            if until_s is None:
+                until_s = now_s + policy.attempts * max(policy.max_s, RETRY_BUDGET_S)
+            most = policy.attempts - 1
+            if error.tries is not None:
+                most = min(most, error.tries)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * stop.clock.jitter()
-            budget_s = policy.attempts * max(policy.max_s, RETRY_BUDGET_S) - (now_s - first_failure_s)
-            if failures > most or pause_s > min(budget_s, stop.left_s()):
-                error.tries = NEVER  # the budget is spent, also for those who are handed this error afterwards
+            if failures > most or pause_s > min(until_s - now_s, stop.left_s()):
+                error.tries = NEVER  # spent, also for those who are handed this error afterwards
                 raise
-            log.warning(
-                text(
-                    "{who}: retry {number} of {most} in {seconds} s: {reason}",
-                    who=who,
-                    number=failures,
-                    most=most,
-                    seconds=f"{pause_s:.1f}",
-                    reason=error.message,
-                )
-            )
+            told = "{who}: retry {number} of {most} in {seconds} s: {reason}"
+            pause, why = f"{pause_s:.1f}", error.message
+            log.warning(text(told, who=who, number=failures, most=most, seconds=pause, reason=why))
             stop.sleep(pause_s)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Settings: config.env and the environment -> Settings, or every fault at once
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 DAY_NAMES = tuple(map(str, DAYS))
 ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "latin-1")
 LANGUAGES = ("en", "pt")
-# libpq reads these from the environment alone; every other PG* name is one of its connection options.
+# libpq reads these from the environment alone; every other PG* name is a connection option of its.
 LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
+LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
+
+
+Raw = Mapping[str, str]  # texts by key, as config.env or the environment has them
+Parser = Callable[[str], Any]  # of a value's text; raises Wrong
 
 
 class Wrong(ValueError):
@@ -607,11 +571,24 @@ class Wrong(ValueError):
         self.told = told
 
 
+def attempt(parse: Callable[..., T], *arguments: object) -> tuple[T | None, Text | None]:
+    """What parse makes of its arguments, or what it says is wrong."""
+    try:
+        return parse(*arguments), None
+    except Wrong as error:
+        return None, error.told
+
+
+def at_line(line: int, fault: Text) -> Text:
+    """A fault with its line."""
+    return text("line {line}: {fault}", line=str(line), fault=fault)
+
+
 UNSEEN = text("holds a character that cannot be seen; type it anew")
 
 
 def visible(written: str) -> str:
-    """A name without what nobody sees: what came along with it from a web page or a mail."""
+    """A name or path without what nobody sees, which comes along from a web page or a mail."""
     if not written.isprintable():
         raise Wrong(UNSEEN)
     return written
@@ -621,8 +598,9 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from low to high."""
 
     def parse(written: str) -> int:
-        if not (written.isascii() and written.isdigit() and low <= int(written) <= high):
-            raise Wrong(text("must be a whole number from {low} to {high}", low=str(low), high=str(high)))
+        if not re.fullmatch("[0-9]+", written) or not low <= int(written) <= high:
+            told = "must be a whole number from {low} to {high}"
+            raise Wrong(text(told, low=str(low), high=str(high)))
         return int(written)
 
     return parse
@@ -647,7 +625,7 @@ def yes_no(written: str) -> bool:
 def one_character(written: str) -> str:
     r"""A CSV delimiter: one ASCII character (or \t)."""
     written = "\t" if written == r"\t" else written
-    if len(written) != 1 or not written.isascii() or written.isalnum() or written in '"\r\n ':
+    if not re.fullmatch(r"""[^\w"\r\n ]""", written) or not written.isascii():
         raise Wrong(text(r"must be one character such as ; or , or | or \t"))
     return written
 
@@ -657,139 +635,122 @@ def newline(written: str) -> str:
     return {"crlf": "\r\n", "lf": "\n"}[one_of("crlf", "lf")(written)]
 
 
+DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
+    f"{DAY_NAMES[first]}-{DAY_NAMES[last]}": {*range(first, last + 1)}
+    for first, last in itertools.combinations(range(7), 2)
+}
+
+
 def weekdays(written: str) -> frozenset[int]:
     """'mon-sat' or 'mon,wed-fri' as weekday numbers, Monday = 0."""
-    days: set[int] = set()
-    for part in written.lower().split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if first not in DAY_NAMES or last not in DAY_NAMES:
-            raise Wrong(text("must be days such as mon-sat or mon,wed,fri"))
-        low, high = DAY_NAMES.index(first), DAY_NAMES.index(last)
-        if low > high:
-            raise Wrong(text("must name its days from Monday to Sunday, such as mon-sat"))
-        days.update(range(low, high + 1))
-    return frozenset(days)
+    try:
+        return frozenset().union(*(DAY_RUNS[part.strip()] for part in written.lower().split(",")))
+    except KeyError:
+        told = "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri"
+        raise Wrong(text(told)) from None
 
 
-def start_times(written: str) -> StartTimes:
-    """'08:00-20:00, sat 08:00-13:00' as the first and the last starts; a part without days is that of all others."""
-    usual: Span | None = None
-    own: dict[int, Span] = {}
-    for part in re.split(r"(?<=\d)\s*,", written):  # a comma behind an hour ends a part; 'mon,wed 09:00-12:00' is one
-        found = re.fullmatch(r"\s*(?:([^\d]*\S)\s+)?(\d\S*)\s*-\s*(\d\S*)\s*", part)
-        if not found:
-            raise Wrong(text("must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00"))
-        days, span = found.group(1), (time_of_day(found.group(2)), time_of_day(found.group(3)))
-        if span[0] > span[1]:
-            raise Wrong(text("must begin before it ends, such as 08:00-20:00"))
-        named = weekdays(days) if days else frozenset()
-        if named & own.keys() or (not days and usual):
-            raise Wrong(text("gives a day its hours twice"))
-        usual = usual if days else span
-        own |= dict.fromkeys(named, span)
-    return StartTimes(usual, own)
+TIME = "((?:[01][0-9]|2[0-3]):[0-5][0-9])"
+SPAN = re.compile(rf"\s*(?:(\D*\S)\s+)?{TIME}\s*-\s*{TIME}\s*")
 
 
-def time_of_day(written: str) -> clock_time:
-    """'08:00' as a time of day."""
-    if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", written):
-        raise Wrong(text("must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00"))
-    return clock_time.fromisoformat(written)
+def start_times(written: str) -> Starts:
+    """'08:00-20:00, sat 08:00-13:00' as first and last starts by weekday."""
+    starts: dict[int | None, Span] = {}
+    for part in re.split(r"(?<=\d)\s*,", written):  # 'mon,wed 09:00-12:00' is one part
+        found = SPAN.fullmatch(part)
+        days: Iterable[int | None] = weekdays(found[1]) if found and found[1] else (None,)
+        if not found or found[2] > found[3] or starts.keys() & days:
+            told = "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice"
+            raise Wrong(text(told))
+        span = clock_time.fromisoformat(found[2]), clock_time.fromisoformat(found[3])
+        starts |= dict.fromkeys(days, span)
+    return starts
 
 
-def idle_hours(hours: Hours) -> Text | None:
-    """What is wrong with hours of days on which nothing runs; None if every one of them counts."""
-    idle = hours.starts.own.keys() - hours.days
-    if idle:
-        return text("has hours for {days}, which {key} leaves out", days=told_days(idle), key=hours.keys[0])
-    if not hours.weekdays:
-        return text("leaves no day on which anything runs, together with {key}", key=hours.keys[0])
-    return None
+def idle_fault(hours: Hours) -> Text:
+    """What is wrong with hours of days on which nothing runs."""
+    told = "has hours for {days}, which {key} leaves out"
+    return text(told, days=hours.idle, key=hours.keys[0])
 
 
 def dates(written: str) -> frozenset[date]:
     """'2026-12-25,2027-01-01' as dates."""
     try:
-        return frozenset(date.fromisoformat(part.strip()) for part in written.split(",") if part.strip())
+        return frozenset(date.fromisoformat(part.strip()) for part in written.split(",") if part)
     except ValueError:
         raise Wrong(text("must be dates such as 2026-12-25,2027-01-01")) from None
 
 
 def remote_path(written: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
-    if "\\" in written or ".." in PurePosixPath(written).parts or not written.isprintable():
-        raise Wrong(text("must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash"))
-    return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of the same folder
+    upwards = ".." in PurePosixPath(written).parts
+    if not written or "\\" in written or upwards or not written.isprintable():
+        told = "must be a path such as /entrada/cobranca_30d, without .. and without a backslash"
+        raise Wrong(text(told))
+    return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
+
+
+def staging_path(written: str) -> PurePosixPath | None:
+    """As remote_path; None of an empty text."""
+    return remote_path(written) if written else None
 
 
 MAILING_ENDINGS = (".csv", ".txt")
-DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
-LEGAL_NAME = re.compile(r'[^\\/:*?"<>|%{}\x00-\x1f]{0,199}[^\\/:*?"<>|%{}\x00-\x1f. ]')
+# What Windows takes for a device is no name of a file, whatever its ending.
+LEGAL_NAME = re.compile(
+    r"(?!(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])\s*(?:\.|$))"
+    r'[^\\/:*?"<>|%{}\x00-\x1f]{0,199}[^\\/:*?"<>|%{}\x00-\x1f. ]',
+    re.IGNORECASE,
+)
 
 
 def file_name_pattern(written: str, campaign: str = "campaign") -> str:
-    """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere.
+    """A file name with {campaign} and strftime's codes that is legal on Windows and everywhere.
 
-    Its ending is what tells a mailing from whatever else may lie in the output folder.
+    Its ending tells a mailing from what else lies in the output folder. Many dialers overlook a
+    name that begins with a dot.
     """
     try:
-        sample = render_file_name(visible(written), campaign, datetime(2026, 12, 22, 10, 0).astimezone())
+        some_time = datetime(2026, 12, 22, 10).astimezone()
+        sample = render_file_name(visible(written), campaign, some_time)
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
-    if not LEGAL_NAME.fullmatch(sample):
-        example, without = "mailing_{campaign}_%d-%m_%H-%M.csv", r'\ / : * ? " < > |'
-        raise Wrong(
-            text(
-                "must give a legal file name, such as {example} (no {without}, at most 200 characters)",
-                example=example,
-                without=without,
-            )
-        )
-    if sample.startswith("."):
-        raise Wrong(text("must not begin with a dot: many dialers overlook such files"))
-    if DEVICE_NAMES.match(sample):
-        raise Wrong(text("gives {name}, which Windows takes for a device; put mailing_ before it", name=sample))
-    if not sample.lower().endswith(MAILING_ENDINGS):
-        raise Wrong(text("must end in .csv or .txt"))
+    is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
+    if not is_mailing or not LEGAL_NAME.fullmatch(sample):
+        told = "must give a legal file name that ends in .csv or .txt, such as {example}"
+        raise Wrong(text(told, example="mailing_{campaign}_%d-%m_%H-%M.csv"))
     if "{campaign}" not in written and "%H" not in written:
-        raise Wrong(text("must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"))
+        told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
+        raise Wrong(text(told))
     return written
 
 
 def temp_name_pattern(written: str) -> str:
-    """What a mailing is called on the server until it is whole: with {id}, and not as a dialer expects a mailing."""
+    """What a mailing is called until it is whole: with {id}, and not as dialers expect one."""
     sample = visible(written).replace("{id}", "0f1e2d3c")
-    if "{id}" not in written:
-        raise Wrong(text("must hold {{id}}, which is different for each upload, such as .part-{{id}}"))
-    if not LEGAL_NAME.fullmatch(sample):
-        raise Wrong(text("must give a legal file name, such as .part-{{id}}"))
-    if sample.lower().endswith(MAILING_ENDINGS):
-        raise Wrong(text("must not end in .csv or .txt: the dialer would take a file that is not whole"))
-    return written
-
-
-def local_path(written: str) -> str:
-    """A file or folder of this PC, relative to config.env or whole."""
-    if not written.isprintable() or (os.name == "nt" and Path(written).root and not Path(written).drive):
-        raise Wrong(text("is not the path you wrote: quotes change a backslash; write it without quotes, or with /"))
+    is_mailing = sample.lower().endswith(MAILING_ENDINGS)
+    if sample == written or is_mailing or not LEGAL_NAME.fullmatch(sample):
+        told = "must be a legal file name with {{id}} that does not end in .csv, such as .part-{{id}}"
+        raise Wrong(text(told))
     return written
 
 
 def fingerprints(written: str) -> tuple[str, ...]:
-    """SSH host keys' fingerprints, separated by blanks, as --check and ssh-keygen -l print them; none of an empty text.
+    """SSH host keys' fingerprints, separated by blanks, as --check and ssh-keygen -l print them.
 
     Both add the kind of the key in brackets.
     """
-    found = re.sub(r"\([\w@.-]+\)", " ", written).replace(",", " ").split()
+    found = re.sub(r"\([\w@.-]+\)|,", " ", written).split()
     for one in found:
         if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", one):
-            raise Wrong(text("must look like SHA256: and 43 characters; --check prints the one it sees"))
+            told = "must look like SHA256: and 43 characters; --check prints the one it sees"
+            raise Wrong(text(told))
     return tuple(dict.fromkeys(one.rstrip("=") for one in found))
 
 
-def setting(default: str, parse: Callable[[str], Any] = str, *, secret: bool = False, key: str = "") -> Any:
-    """One line of config.env; its key is the field's name in capitals, unless given. default is text for parse."""
+def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
+    """One line of config.env; its key is the field's name in capitals, unless given."""
     return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
 
 
@@ -805,24 +766,24 @@ class Settings:
     sftp_port: int = setting("22", whole_number(1, 65535))
     sftp_user: str = setting("", visible)
     sftp_password: str = setting("", secret=True)
-    sftp_key_file: str = setting("", local_path)
+    sftp_key_file: str = setting("", visible)
     sftp_key_passphrase: str = setting("", secret=True)
     sftp_host_keys: tuple[str, ...] = setting("", fingerprints, key="SFTP_HOST_KEY")  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
-    sftp_staging_dir: PurePosixPath | None = setting("", lambda text: remote_path(text) if text else None)
+    sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
     sftp_temp_name: str = setting(".part-{id}", temp_name_pattern)
     sftp_compress: bool = setting("no", yes_no)
     sftp_verify: str = setting("size", one_of("size", "hash"))
-    queries_dir: str = setting("queries", local_path)
-    output_dir: str = setting("output", local_path)
-    log_dir: str = setting("logs", local_path)
+    queries_dir: str = setting("queries", visible)
+    output_dir: str = setting("output", visible)
+    log_dir: str = setting("logs", visible)
     file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
     csv_header: bool = setting("yes", yes_no)
     csv_newline: str = setting("crlf", newline)
     run_days: frozenset[int] = setting("mon-sat", weekdays)
-    run_hours: StartTimes = setting("08:00-20:00", start_times)
+    run_hours: Starts = setting("08:00-20:00", start_times)
     holidays: frozenset[date] = setting("", dates)
     query_workers: int = setting("4", whole_number(1, 32))
     query_timeout_seconds: int = setting("600", whole_number(1, 86400))
@@ -869,172 +830,154 @@ class Settings:
         return RetryPolicy(self.retry_attempts, self.retry_first_seconds, self.retry_max_seconds)
 
 
-SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in fields(Settings) if item.metadata}
+LINES = [item for item in fields(Settings) if item.metadata]
+SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in LINES}
 
 
 def libpq_options() -> dict[str, str]:
     """libpq's own table: environment name -> connection keyword (PGHOST -> host)."""
     from psycopg import pq
 
-    return {option.envvar.decode(): option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
+    options = pq.Conninfo.get_defaults()
+    return {option.envvar.decode(): option.keyword.decode() for option in options if option.envvar}
+
+
+def known_keys() -> list[str]:
+    """What may stand in config.env, or in the environment for it."""
+    return [*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT]
 
 
 def parse_settings(
-    values: Mapping[str, str], folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Iterable[Text] = ()
+    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Iterable[Text] = ()
 ) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
-    sends: whether the run will reach for the SFTP server, so that its settings are needed. knows_host: whether
-    SFTP_HOST_KEY is needed as well (--check goes without, to print it). Raises SettingsFault with every fault, those
-    found before among them, each with its key and never its value; source is the file to name.
+    sends: whether the run will reach for the SFTP server, so that its settings are needed.
+    knows_host: whether SFTP_HOST_KEY is needed as well (--check goes without, to print it).
+    Raises SettingsFault with every fault, those found before among them, each with its key and
+    never its value; source is the file to name.
     """
     options = libpq_options()
-    parsed, wrong = parse_values(values)
-    wrong += unknown_keys(values, options)
+    given = {key: value for key, value in values.items() if value}
+    faults = [*faults, *unknown_keys(values)]
     if sends:
-        wrong += missing_keys(values, knows_host)
+        faults += missing_keys(given, knows_host)
+    parsed: dict[str, Any] = {}
+    for key, item in SETTING_FIELDS.items():
+        parse, default = item.metadata["parse"], item.metadata["default"]
+        parsed[item.name], fault = attempt(parse, given.get(key, default))
+        if fault:  # what can be read all the same is needed, to tell somebody
+            faults.append(text("{key}: {fault}", key=key, fault=fault))
+            parsed[item.name] = parse(default)
     settings = Settings(
         folder=folder,
-        libpq={options[key]: value for key, value in values.items() if key in options and value},
-        libpq_environment={key: value for key, value in values.items() if key in LIBPQ_ENVIRONMENT and value},
+        libpq={options[key]: value for key, value in given.items() if key in options},
+        libpq_environment={key: given[key] for key in LIBPQ_ENVIRONMENT if key in given},
         **parsed,
     )
-    idle = idle_hours(settings.hours)
-    if idle and "RUN_DAYS" not in dict(wrong):
-        wrong.append(("RUN_HOURS", idle))
-    told = [*faults, *(text("{file}: {key}: {fault}", file=source, key=key, fault=fault) for key, fault in wrong)]
-    if told:
+    if settings.hours.idle and not faults:
+        faults.append(text("{key}: {fault}", key="RUN_HOURS", fault=idle_fault(settings.hours)))
+    if faults:
+        told = [text("{file}: {fault}", file=source, fault=fault) for fault in faults]
         raise SettingsFault(*told, settings=settings)
     return settings
 
 
-def parse_values(values: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, Text]]]:
-    """Every setting by its field's name, parsed; and what is wrong, by key. What is wrong has its default."""
-    parsed: dict[str, Any] = {}
-    wrong: list[tuple[str, Text]] = []
-    for key, item in SETTING_FIELDS.items():
-        parse, default = item.metadata["parse"], item.metadata["default"]
-        try:
-            parsed[item.name] = parse(values.get(key) or default)
-        except Wrong as error:
-            wrong.append((key, error.told))
-            parsed[item.name] = parse(default)
-    return parsed, wrong
-
-
-def unknown_keys(values: Iterable[str], options: Iterable[str]) -> list[tuple[str, Text]]:
-    """The keys that nobody knows: neither the program nor libpq, whose names are options."""
-    known = [*SETTING_FIELDS, *options]
-    wrong: list[tuple[str, Text]] = []
+def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
+    """The keys that nobody knows, each with the nearest that somebody does."""
+    known = known_keys()
     for key in values:
-        if key in known or key in LIBPQ_ENVIRONMENT:
-            continue
-        near = difflib.get_close_matches(key.upper(), known, 1)
-        told = text("unknown setting; did you mean {key}?", key=near[0]) if near else text("unknown setting")
-        wrong.append((key, told))
-    return wrong
+        if key not in known:
+            near = difflib.get_close_matches(key.upper(), known, 1, 0)
+            yield text("{key}: unknown setting; did you mean {near}?", key=key, near=near)
 
 
-def missing_keys(values: Mapping[str, str], knows_host: bool) -> list[tuple[str, Text]]:
+def missing_keys(given: Container[str], knows_host: bool) -> Iterator[Text]:
     """What the SFTP server cannot be reached without."""
-    wrong = [(key, text("missing")) for key in ("SFTP_HOST", "SFTP_USER") if not values.get(key)]
-    if knows_host and not values.get("SFTP_HOST_KEY"):
-        wrong.append(("SFTP_HOST_KEY", text("missing; run with --check to see the server's fingerprint")))
-    if not (values.get("SFTP_PASSWORD") or values.get("SFTP_KEY_FILE")):
-        wrong.append(("SFTP_PASSWORD, SFTP_KEY_FILE", text("set one of the two, or both if the server asks for both")))
-    return wrong
-
-
-def decoded(data: bytes) -> str:
-    """The text of a file in UTF-8, with or without BOM. Raises Wrong, which says what the file is instead."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data.count(0) > len(data) / 3:
-        raise Wrong(text("is UTF-16, not UTF-8; save the file as UTF-8 in the editor"))
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = str(data.count(b"\n", 0, error.start) + 1)
-    try:
-        ansi = data.decode("cp1252").translate(dict.fromkeys(b"\t\r\n\f", " ")).isprintable()
-    except UnicodeDecodeError:
-        ansi = False
-    if ansi:
-        raise Wrong(text("line {line}: not UTF-8 but ANSI; save the file as UTF-8 in the editor", line=line))
-    raise Wrong(text("line {line}: not UTF-8; save the file as UTF-8 in the editor", line=line))
+    for key in ("SFTP_HOST", "SFTP_USER"):
+        if key not in given:
+            yield text("{key}: missing", key=key)
+    if knows_host and "SFTP_HOST_KEY" not in given:
+        yield text("SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint")
+    if "SFTP_PASSWORD" not in given and "SFTP_KEY_FILE" not in given:
+        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if the server wants both")
 
 
 def read_utf8(path: Path) -> str:
     """The text of a file, with or without BOM. Raises Wrong."""
     try:
-        return decoded(path.read_bytes())
+        data = path.read_bytes()
+        written = data.decode("utf-8-sig")
+        bad = data.find(b"\0")  # UTF-16 of plain letters
     except OSError as error:
         raise Wrong(text("cannot be read: {why}", why=error.strerror)) from None
+    except UnicodeDecodeError as error:
+        written, bad = "", error.start
+    if bad >= 0:
+        told = text("not a text in UTF-8 (ANSI or UTF-16, perhaps); save the file as UTF-8 in the editor")
+        raise Wrong(at_line(data.count(b"\n", 0, bad) + 1, told))
+    if "\r" in written and "\n" not in written:
+        told = text("ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends")
+        raise Wrong(at_line(1, told))
+    return written
 
 
-def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool) -> Settings:
+def load_settings(path: Path, environ: Raw, *, sends: bool, knows_host: bool) -> Settings:
     """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
     if not path.exists():
-        told = text("{file}: not found; copy config.env.example to config.env and fill it in", file=str(path))
-        raise SettingsFault(told)
+        told = "{file}: not found; copy config.env.example to config.env and fill it in"
+        raise SettingsFault(text(told, file=str(path)))
     try:
-        written = read_utf8(path)
+        values, faults = parse_env(read_utf8(path))
     except Wrong as error:
         raise SettingsFault(text("{file}: {fault}", file=str(path), fault=error.told)) from None
-    values, faults = parse_env(written, path.name)
-    known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
-    # LANGUAGE is gettext's own variable too, as 'pt_BR:pt'.
-    values |= {
-        key: value
-        for key, value in environ.items()
-        if key in known and value and (key != "LANGUAGE" or value in LANGUAGES)
-    }
-    folder = path.parent  # not resolve(): on Windows that turns a mapped drive into its share, or fails
-    return parse_settings(values, folder, path.name, sends=sends, knows_host=knows_host, faults=faults)
+    own = {key: environ[key] for key in known_keys() if environ.get(key)}
+    if environ.get("LANGUAGE") not in LANGUAGES:  # gettext's own variable too, as 'pt_BR:pt'
+        own.pop("LANGUAGE", None)
+    how: dict[str, Any] = {"sends": sends, "knows_host": knows_host, "faults": faults}
+    # Not resolve(): on Windows that makes a share of a mapped drive, or fails.
+    return parse_settings(values | own, path.parent, path.name, **how)
 
 
-def parse_env(written: str, source: str) -> tuple[dict[str, str], list[Text]]:
-    """The values of a config.env by key, as python-dotenv reads them, and the faults of its lines."""
-    from dotenv.parser import parse_stream  # what dotenv_values(interpolate=False) reads with; it keeps the lines
+def parse_env(written: str) -> tuple[dict[str, str], list[Text]]:
+    """The values of a config.env by key, each line as python-dotenv reads it, and their faults."""
+    from dotenv.parser import parse_stream  # what dotenv_values(interpolate=False) reads with
 
     values: dict[str, str] = {}
-    faults: list[Text] = []
-    for binding in parse_stream(io.StringIO(written)):
-        original = binding.original.string
-        line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
-        named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=", original)
-        key = named.group(1) if named else ""  # a line without = may be half of a password: it is not quoted
-        fault = line_fault(original, binding)
-        if binding.key in values:
-            fault = fault or text("set twice")
-        elif binding.key and binding.value is not None:
-            values[binding.key] = binding.value
-        if fault and key:
-            fault = text("{key}: {fault}", key=key, fault=fault)
-        if fault:
-            faults.append(text("{file}: line {line}: {fault}", file=source, line=str(line), fault=fault))
+    faults = []
+    for number, line in enumerate(LINE_END.split(written), 1):
+        for binding in parse_stream(io.StringIO(line)):
+            fault = line_fault(line, binding)
+            if binding.key in values:
+                fault = text("{key}: set twice", key=binding.key)
+            elif binding.key and binding.value is not None:
+                values[binding.key] = binding.value
+            if fault:
+                faults.append(at_line(number, fault))
     return values, faults
 
 
-def line_fault(original: str, binding: Binding) -> Text | None:
-    """What is wrong with a line of config.env: original as it stands there, binding as dotenv took it; never quoted."""
-    key, value = binding.key or "", binding.value or ""
-    if binding.error and re.match(r"\s*(?:export\s+)?[\w.-]+\s*=\s*['\"]", original):
-        return text(
-            r"a quote inside the value ends it, or the last one is missing; inside single quotes write \' for one"
-        )
-    if binding.error or (key and binding.value is None):
+def line_fault(line: str, binding: Binding) -> Text | None:
+    """What is wrong with a line of config.env that dotenv took as binding; it is never quoted."""
+    named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=\s*(.*)", line)
+    key, written = named.groups() if named else ("", "")
+    if binding.error and written.startswith(("'", '"')):
+        told = "{key}: a quote inside the value ends it, or the last is missing; for one write \\'"
+        return text(told, key=key)
+    if binding.error or (binding.key and binding.value is None):
         return text("not of the form KEY=value")
-    if "\n" in value and "\n" in original.strip():
-        return text("its closing quote is missing on the same line")
-    if "PASS" in key and not value.isprintable():
-        return text("double quotes change what follows a backslash; put the value between single quotes")
-    if "PASS" in key and re.search(r"=\s*[^'\"\s][^\n]*\s#", original):
-        return text("what follows ' #' is a comment; put the value between single quotes")
+    if re.match(r'".*\\[abfnrtv]', written):
+        told = "{key}: double quotes change what follows a backslash; use single quotes"
+        return text(told, key=key)
+    if "PASS" in key and re.match(r"[^'\"].*\s#", written):
+        told = "{key}: what follows ' #' is a comment; put the value between single quotes"
+        return text(told, key=key)
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Campaigns: queries/NN_campaign.sql -> Campaign; what is wrong with a file costs its own campaign only
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# Campaigns: queries/NN_campaign.sql -> Campaign; a faulty file costs its own campaign only
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -1049,7 +992,7 @@ class CsvFormat:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement of a file: its text, its first line, its words outside quotes and comments, in capitals."""
+    """One SQL statement; its words are those outside quotes and comments, in capitals."""
 
     text: str
     line: int
@@ -1058,7 +1001,7 @@ class Statement:
     @property
     def command(self) -> str:
         """Its first word, also inside brackets."""
-        return next((word for word in self.words if word != "("), "")
+        return next((word for word in self.words if word != "("), "(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1092,12 +1035,16 @@ class BrokenQuery:
 
     source: str  # the file's name
     name: str  # the campaign that it would feed, as far as can be told
-    faults: tuple[Text, ...]  # each with its line, and without the file's name
+    faults: tuple[Text, ...]  # without the file's name
 
     @property
     def told(self) -> tuple[Text, ...]:
         """Its faults, each with the file's name."""
-        return tuple(text("{file}: {fault}", file=self.source, fault=fault) for fault in self.faults)
+        file = self.source
+        return tuple(text("{file}: {fault}", file=file, fault=fault) for fault in self.faults)
+
+
+Query = Campaign | BrokenQuery
 
 
 class QueryFault(SettingsFault):
@@ -1115,9 +1062,6 @@ class QueryFiles:
     campaigns: tuple[Campaign, ...]  # switched on and sound
     broken: tuple[BrokenQuery, ...] = ()
     notes: tuple[Text, ...] = ()  # what lies there and is not read, and why: a sentence each
-
-
-AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}  # no setting stands in for these
 
 
 def campaign_name(written: str) -> str:
@@ -1140,72 +1084,64 @@ def percent(written: str) -> int:
     found = re.fullmatch(r"([0-9]{1,2}|100)\s*%", written)
     if not found:
         raise Wrong(text("must be a percentage such as 70%"))
-    return int(found.group(1))
+    return int(found[1])
 
 
-class Directive(NamedTuple):
-    """A query file's own setting: how its value is read; what one looks like, where the key may be misspelt."""
-
-    parse: Callable[[str], Any]
-    looks: str  # a regular expression
-    is_guard: bool = False  # whose absence lets a wrong mailing out
-
-
-SWITCH = r"(yes|no|true|false|sim|n[aã]o|on|off|[01])$"
-TWO_NAMES = r"[^\s;,]+\s*([;,]\s*[^\s;,]+\s*)+$"
-A_PATH = r"/|\S+/\S*$"
-A_NUMBER = r"[0-9][0-9.,_]*\s*%?(\s+\S+)?$"
-A_TIME = r"[0-9]+\s*(s|sec\w*|seg\w*|min\w*)?$"
-A_SPAN = r"([a-z,\s-]*\s)?[0-9:]+\s*h?\s*(-|–|a|às|to)\s*[0-9]"
-A_DAY = r"(mon|tue|wed|thu|fri|sat|sun)(\w*day)?\b|(seg|ter|qua|qui|sex|s[aá]b|dom)(unda|ça|r?ta|nta|ado|ingo)?\b"
-
-# Those whose names are fields of Campaign with a default are handed on as they are; the others stand in for settings.
-DIRECTIVES = {
-    "campaign": Directive(campaign_name, r"\w*[_0-9]\w*$"),
-    "folder": Directive(remote_path, A_PATH),
-    "columns": Directive(names, TWO_NAMES),
-    "phones": Directive(names, TWO_NAMES),
-    "unique": Directive(names, TWO_NAMES),
-    "min_rows": Directive(whole_number(0, 100_000_000), A_NUMBER, is_guard=True),
-    "max_rows": Directive(whole_number(1, 100_000_000), A_NUMBER, is_guard=True),
-    "max_drop": Directive(percent, A_NUMBER, is_guard=True),
-    "hours": Directive(start_times, A_SPAN),
-    "days": Directive(weekdays, A_DAY),
-    "timeout": Directive(whole_number(1, 86400), A_TIME),
-    "delimiter": Directive(one_character, r"([^\w\s]|\\t|tab)$"),
-    "encoding": Directive(one_of(*ENCODINGS), r"(utf|cp[0-9]|latin|ansi|iso[0-9-]|windows)"),
-    "header": Directive(yes_no, SWITCH),
-    "newline": Directive(newline, r"(crlf|lf)$"),
-    "file_name": Directive(file_name_pattern, r".*(\{|%[dmyYHM]|\.csv$|\.txt$)"),
-    "read_only": Directive(yes_no, SWITCH),
-    "enabled": Directive(yes_no, SWITCH),
-    "pickup": Directive(whole_number(0, 3600), A_TIME),
-    "pickup_error_folder": Directive(remote_path, A_PATH),
+# A query file's own settings. Those whose names are fields of Campaign with a default are handed on
+# as they are; the others stand in for settings.
+DIRECTIVES: dict[str, Parser] = {
+    "campaign": campaign_name,
+    "folder": remote_path,
+    "columns": names,
+    "phones": names,
+    "unique": names,
+    "min_rows": whole_number(0, 100_000_000),
+    "max_rows": whole_number(1, 100_000_000),
+    "max_drop": percent,
+    "hours": start_times,
+    "days": weekdays,
+    "timeout": whole_number(1, 86400),
+    "delimiter": one_character,
+    "encoding": one_of(*ENCODINGS),
+    "header": yes_no,
+    "newline": newline,
+    "file_name": file_name_pattern,
+    "read_only": yes_no,
+    "enabled": yes_no,
+    "pickup": whole_number(0, 3600),
+    "pickup_error_folder": remote_path,
 }
+AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
+GUARDS = ("min_rows", "max_rows", "max_drop")  # without them a wrong mailing goes out
 
-# PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l). Its blanks are these six, and every character
-# beyond ASCII belongs to a word. Strings apart by a line end are one: also the second half of an E'…' has backslashes.
+
+# ----- Statements, after PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l)
+
+# Blanks are six, and every character beyond ASCII belongs to a word. Strings apart by a line end
+# are one: also the second half of an E'…' has backslashes.
+SPACE = r"[ \t\n\r\f\v]"
+ESCAPED = r"'(?:[^'\\]|\\.|'')*+'"
+APART = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
+TAG = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
 SQL_TOKEN = re.compile(
-    r"""(?P<space>[ \t\n\r\f\v]++)
+    rf"""(?P<space>{SPACE}++)
       | (?P<comment>--[^\n\r]*+)
       | (?P<block>/\*)
-      | (?P<quoted>[eE]'(?:[^'\\]|\\.|'')*+
-                   (?:'(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+'(?:[^'\\]|\\.|'')*+)*+
-                   (?P<end1>'|\Z)
-        | '(?:[^']|'')*+(?P<end2>'|\Z) | "(?:[^"]|"")*+(?P<end3>"|\Z))
-      | (?P<dollar>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?)\$
-                   .*? (?P<end4>\$(?P=tag)\$|\Z))
-      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+)
-      | (?P<number>[0-9][A-Za-z0-9_.\x80-\U0010ffff]*+)
-      | (?P<other>.)""",
+      | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
+        | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
+      | (?P<open>[eE]?['"]|\${TAG}\$)
+      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+
+        | [0-9][A-Za-z0-9_.\x80-\U0010ffff]*+ | .)""",
     re.VERBOSE | re.DOTALL,
 )
-BLOCK_MARK = re.compile(r"/\*|\*/")
-LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
+
+
+BRACKETS = {"(": 1, ")": -1}
+ROUTINE = BRACKETS | {"CASE": 1, "END": -1}
 
 
 class Token(NamedTuple):
-    """A comment or a part of a statement: where it stands in the text, its first and its last line.
+    """A comment or a part of a statement: where it stands in the text, its first and last line.
 
     word is what it says in capitals: a string is '', a comment nothing.
     """
@@ -1220,157 +1156,123 @@ class Token(NamedTuple):
 def end_of_block_comment(sql: str, start: int) -> int:
     """Where the comment that begins at start ends; PostgreSQL's nest. -1 if it does not end."""
     depth = 0
-    for found in BLOCK_MARK.finditer(sql, start):
-        depth += 1 if found.group() == "/*" else -1
+    for found in re.compile(r"/\*|\*/").finditer(sql, start):
+        depth += 1 if found[0] == "/*" else -1
         if depth == 0:
             return found.end()
     return -1
 
 
-def line_ends(sql: str, begin: int, end: int) -> int:
-    """How many lines end there."""
-    return sql.count("\n", begin, end) + sql.count("\r", begin, end) - sql.count("\r\n", begin, end)
-
-
 def tokens(sql: str) -> Iterator[Token]:
     """The tokens of an SQL file, its comments among them. Every character is looked at once.
 
-    Raises Wrong with the line of a quote or comment that does not end, and of psql's backslash commands.
+    Raises Wrong with the line of a quote or comment that does not end.
     """
-    position, line = 0, 1
-    while position < len(sql):
-        found = SQL_TOKEN.match(sql, position)
-        assert found, "every character is a token"
-        begin, position, kind = position, found.end(), found.lastgroup
-        if found["block"]:
-            position = end_of_block_comment(sql, begin)
-        if position < 0:
-            raise Wrong(text("line {line}: this comment does not end", line=str(line)))
-        if "" in (found["end1"], found["end2"], found["end3"], found["end4"]):
-            raise Wrong(text("line {line}: this quote does not end", line=str(line)))
-        if found["other"] == "\\":
-            raise Wrong(text("line {line}: psql's backslash commands are not SQL; remove it", line=str(line)))
-        first, line = line, line + line_ends(sql, begin, position)
-        if kind in ("comment", "block"):
-            yield Token("", begin, position, first, line)
+    end, line = 0, 1
+    while found := SQL_TOKEN.match(sql, end):
+        begin, end, kind = found.start(), found.end(), found.lastgroup
+        if kind == "block":
+            end = end_of_block_comment(sql, begin)
+        if kind == "open" or end < 0:
+            raise Wrong(at_line(line, text("this quote or comment does not end")))
+        first = line
+        line += sql.count("\n", begin, end) + sql.count("\r", begin, end)
+        line -= sql.count("\r\n", begin, end)
+        if kind == "word":
+            yield Token(found[0].upper(), begin, end, first, line)
         elif kind != "space":
-            yield Token(
-                (found["word"] or found["number"] or found["other"] or "''").upper(), begin, position, first, line
-            )
-
-
-class Nesting:
-    """Where in a statement a semicolon does not end it: in brackets (CREATE RULE), in a routine's BEGIN ATOMIC … END.
-
-    psql draws the same line (its psqlscan.l).
-    """
-
-    def __init__(self) -> None:
-        self.brackets: list[int] = []  # the line of each that is open
-        self.blocks = 0
-
-    def read(self, words: Sequence[str], line: int) -> None:
-        """Take in the last of the statement's words so far."""
-        word = words[-1]
-        if word == "(":
-            self.brackets.append(line)
-        elif word == ")" and self.brackets:
-            self.brackets.pop()
-        elif self.blocks:
-            self.blocks += {"CASE": 1, "END": -1}.get(word, 0)
-        elif word == "ATOMIC" and words[0] == "CREATE" and words[-2] == "BEGIN":
-            self.blocks = 1
-
-    @property
-    def open(self) -> bool:
-        return bool(self.brackets or self.blocks)
+            yield Token("''" if kind == "quoted" else "", begin, end, first, line)
 
 
 def split_statements(sql: str) -> list[Statement]:
     """The statements of an SQL file, without their semicolons; comments alone are none.
 
-    Raises Wrong with the line of whatever does not end.
+    A semicolon ends no statement inside brackets (CREATE RULE) nor in the BEGIN ATOMIC … END of a
+    routine: psql draws the same line (its psqlscan.l). Raises Wrong with the line of whatever does
+    not end.
     """
     statements: list[Statement] = []
     words: list[str] = []
-    start, line, nesting = 0, 0, Nesting()
+    begin, line, depth, steps = 0, 1, 0, BRACKETS
     for token in tokens(sql):
         if not token.word:
             continue
-        if token.word == ";" and not nesting.open:
+        if token.word == ";" and not depth:
             if words:
-                statements.append(Statement(sql[start : token.begin], line, tuple(words)))
-            words, nesting = [], Nesting()
+                statements.append(Statement(sql[begin : token.begin], line, tuple(words)))
+            words, steps = [], BRACKETS
             continue
         if not words:
-            start, line = token.begin, token.line
+            begin, line = token.begin, token.line
         words.append(token.word)
-        nesting.read(words, token.line)
-    if nesting.brackets:
-        raise Wrong(text("line {line}: this bracket is not closed", line=str(nesting.brackets[-1])))
+        if words[0] == "CREATE" and words[-2:] == ["BEGIN", "ATOMIC"]:
+            steps, depth = ROUTINE, 1
+        else:
+            depth = max(0, depth + steps.get(token.word, 0))
+    if depth:
+        raise Wrong(at_line(line, text("a bracket or BEGIN ATOMIC is not closed")))
     if words:
-        statements.append(Statement(sql[start:], line, tuple(words)))
+        statements.append(Statement(sql[begin:], line, tuple(words)))
     return statements
 
 
 def statement_faults(statements: Sequence[Statement]) -> list[Text]:
     """What keeps these statements from being a mailing query, each with its line."""
     if not statements:
-        return [text("no SQL statement; the last statement must be the SELECT of the mailing")]
-    faults = [fault for statement in statements if (fault := statement_fault(statement))]
-    last, first = statements[-1], statements[-1].command
-    writes = first in ("INSERT", "UPDATE", "DELETE", "MERGE")
-    if not faults and first not in ("SELECT", "WITH", "VALUES", "TABLE") and not (writes and "RETURNING" in last.words):
-        faults.append(
-            text(
-                "line {line}: {command}: the last statement must return the mailing's rows (SELECT …)",
-                line=str(last.line),
-                command=first or "(",
-            )
-        )
+        return [text("empty: no SQL statement; the last one must be the SELECT of the mailing")]
+    faults = []
+    for statement in statements:
+        if fault := statement_fault(statement, is_last=statement is statements[-1]):
+            faults.append(at_line(statement.line, fault))
     return faults
 
 
-def statement_fault(statement: Statement) -> Text | None:
-    """Why a statement has no place in a query file, with its line; None if it has."""
-    first, line = statement.command, str(statement.line)
-    ends = first in ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START") and "TO" not in statement.words[:4]
-    if ends or statement.words[:2] == ("PREPARE", "TRANSACTION"):
-        own = text("remove it; the program opens and ends the transaction itself")
-        return text("line {line}: {command}: {fault}", line=line, command=first, fault=own)
-    if first == "COPY":
-        own = text("remove it and leave the SELECT; the program copies the result itself")
-        return text("line {line}: {command}: {fault}", line=line, command=first, fault=own)
-    if first == "#":
-        return text("line {line}: a comment begins with --, not with #", line=line)
-    if not all(word.isprintable() for word in statement.words):
-        return text("line {line}: the SQL holds a character that cannot be seen; type the blanks anew", line=line)
+ENDS = ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START")
+READS = ("SELECT", "WITH", "VALUES", "TABLE")
+CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
+
+
+def statement_fault(statement: Statement, is_last: bool) -> Text | None:
+    """Why a statement has no place in a query file; None if it has."""
+    words, command = statement.words, statement.command
+    ends = command in ENDS and "TO" not in words[:4]
+    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
+        told = "{command}: remove it; the program opens and ends the transaction itself"
+        return text(told, command=command)
+    if command == "COPY":
+        return text("COPY: remove it and leave the SELECT; the program copies the result itself")
+    if not all(map(str.isprintable, words)):
+        return UNSEEN
+    returns = command in READS or (command in CHANGES and "RETURNING" in words)
+    if is_last and not returns:
+        told = "{command}: the last statement must return the mailing's rows (SELECT …)"
+        return text(told, command=command)
     return None
 
 
-# ----- Directives: the leading comments that are meant for the program, and those that look as if they were
+# ----- Directives: the leading comments that are meant for the program, and those that look so
 
 
-@dataclass(frozen=True, slots=True)
-class Comment:
-    """A line of a comment: its text, marks included. leads: no SQL stands above it. block: it stands between /* */."""
+class Comment(NamedTuple):
+    """A line of a comment, marks included."""
 
     text: str
     line: int
-    leads: bool
-    block: bool
+    leads: bool  # no SQL stands above it
+    block: bool  # it stands between /* */
 
 
 def comment_lines(sql: str) -> Iterator[Comment]:
-    """The comments that begin a line, above the SQL also those behind one another; up to whatever does not end."""
+    """The comments that begin a line, above the SQL also those behind one another."""
     leads, busy_line = True, 0  # the last line with SQL on it
-    with contextlib.suppress(Wrong):  # split_statements tells of it
+    with contextlib.suppress(Wrong):  # split_statements tells of what does not end
         for token in tokens(sql):
             if token.word:
                 leads, busy_line = False, token.last_line
             elif token.line > busy_line:
                 block = sql.startswith("/*", token.begin)
-                for number, line in enumerate(LINE_END.split(sql[token.begin : token.end]), token.line):
+                lines = LINE_END.split(sql[token.begin : token.end])
+                for number, line in enumerate(lines, token.line):
                     yield Comment(line, number, leads, block)
 
 
@@ -1378,122 +1280,94 @@ DIRECTIVE = re.compile(r"--\s*([A-Za-z_]+)\s*:(?!:)(.*)")
 
 
 def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
-    """The leading `-- key: value` lines of a query file, parsed; and what is wrong with them, each with its line."""
+    """The leading `-- key: value` lines of a query file, parsed, and what is wrong with them."""
     found: dict[str, Any] = {}
-    faults: list[Text] = []
+    faults = []
     for comment in comment_lines(sql):
-        written = DIRECTIVE.fullmatch(comment.text.rstrip())
-        key = written.group(1).lower() if written else ""
-        if not written or key not in DIRECTIVES or comment.block:
-            fault = meant_as_directive(comment, sql)
+        line = DIRECTIVE.fullmatch(comment.text.rstrip())
+        key, value = (line[1].lower(), line[2].strip()) if line else ("", "")
+        if comment.block or key not in DIRECTIVES:
+            fault = meant_as_directive(comment)
         elif not comment.leads:
-            fault = text("must stand above the first SQL line, or it has no effect")
+            fault = text("{key}: must stand above the first SQL line, or it has no effect", key=key)
         elif key in found:
-            fault = text("given twice")
+            fault = text("{key}: given twice", key=key)
         else:
-            found[key], fault = parse_directive(key, written.group(2).strip())
-        if fault and key in DIRECTIVES and not comment.block:
-            fault = text("{key}: {fault}", key=key, fault=fault)
+            found[key], wrong = attempt(DIRECTIVES[key], value)
+            fault = text("{key}: {fault}", key=key, fault=wrong) if wrong else None
         if fault:
-            faults.append(text("line {line}: {fault}", line=str(comment.line), fault=fault))
+            faults.append(at_line(comment.line, fault))
     return found, faults
 
 
-def parse_directive(key: str, value: str) -> tuple[Any, Text | None]:
-    """What a directive says, or what is wrong with it."""
-    if not value:
-        return None, text("has no value")
-    try:
-        return DIRECTIVES[key].parse(value), None
-    except Wrong as error:
-        return None, error.told
+def meant_as_directive(comment: Comment) -> Text | None:
+    """What to say of a comment that was meant to have an effect; None of an ordinary one.
 
-
-# A comment that somebody may have meant as a directive: a key or what is one typing error away from it, and behind it
-# what looks like a value of it. Both, since '-- File name: x.sql' or '-- Phone: 3333-4444' are good comments.
-KEY_AND_VALUE = [
-    re.compile(
-        rf"[\W_]*(?P<key>[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}})[\"'`\])}}*_.]*\s*"
-        r"(?P<separator>(?:[:：︓﹕꞉∶=>–—-]\s*)*)(?P<value>.*)"
-    )
-    for blanks in range(4)
-]
-
-
-def meant_as_directive(comment: Comment, sql: str) -> Text | None:
-    """What to say of a comment that has no effect and was meant to have one; None of an ordinary comment."""
-    bare = "".join(letter if letter.isprintable() else " " for letter in comment.text)
-    bare = bare.removesuffix("*/").rstrip() if comment.block else bare.rstrip()
-    for pattern in KEY_AND_VALUE:
-        found = pattern.fullmatch(bare)
-        if not found or found["separator"].startswith("::"):
-            continue
-        written = re.sub(r"[\s._-]+", "_", found["key"].lower())
-        key = near_key(written)
-        if key and is_meant(comment, key, found["separator"].strip(), found["value"], written, sql):
-            return text("{written}: has no effect so; write '-- {key}: …'", written=found["key"], key=key)
+    Its first words are then a key, or one typing error away from it.
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in comment.text)
+    line = unicodedata.normalize("NFKC", line.removesuffix("*/")).rstrip()
+    for blanks in range(4):
+        words = rf"[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}}"
+        found = re.fullmatch(rf"[\W_]*({words})[\"'`\])}}*_.]*\s*((?:[:=>–—-]\s*)*)(.*)", line)
+        if found and not found[2].startswith("::"):
+            key = near_key(re.sub(r"[\s._-]+", "_", found[1].lower()))
+            if key and is_meant(key, found[1], found[2], found[3], comment.leads):
+                told = "{written}: has no effect so; write '-- {key}: …'"
+                return text(told, written=found[1], key=key)
     return None
 
 
 @functools.lru_cache(maxsize=1000)
 def near_key(written: str) -> str | None:
     """The directive that written is, or is one typing error away from."""
-    return next((key for key in (written, *DIRECTIVES) if key in DIRECTIVES and one_error_apart(written, key)), None)
+    if written in DIRECTIVES:
+        return written
+    return next((key for key in DIRECTIVES if one_error_apart(written, key)), None)
 
 
 def one_error_apart(one: str, other: str) -> bool:
-    """Whether two words are the same but for a letter too many, missing, wrong, or two that changed places."""
-    if abs(len(one) - len(other)) > 1:
-        return False
+    """Whether two words differ by a letter too many, missing, wrong, or two that changed places."""
     while one and one[:1] == other[:1]:
         one, other = one[1:], other[1:]
     swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
-    return one[1:] == other[1:] or one[1:] == other or one == other[1:] or swapped
+    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
 
 
-def is_meant(comment: Comment, key: str, separator: str, value: str, written: str, sql: str) -> bool:
-    """Whether a comment whose first words are (nearly) key was meant as a directive."""
-    looks = bool(re.match(DIRECTIVES[key].looks, value, re.IGNORECASE))
-    if key in ("columns", "phones", "unique"):
-        listed = looks and (separator != "" or ";" in value)
-        columns = (name.upper() for name in re.split(r"\s*[;,]\s*", value) if re.fullmatch(r"\w+", name))
-        looks = listed or any(column in words_of(sql) for column in columns)
-    if not comment.leads:
-        return DIRECTIVES[key].is_guard and looks and separator != ""
-    if not separator:  # plain words: only what can hardly be anything else
-        return looks and (written == key or "_" in key)
-    return looks or (DIRECTIVES[key].is_guard and separator[0] not in "-–—")
+def is_meant(key: str, written: str, separator: str, value: str, leads: bool) -> bool:
+    """Whether a comment that begins with (nearly) that key was meant as a directive.
 
-
-@functools.lru_cache(maxsize=1)
-def words_of(sql: str) -> frozenset[str]:
-    """The words of a file's SQL in capitals, up to whatever does not end."""
-    words: set[str] = set()
-    with contextlib.suppress(Wrong):
-        words.update(token.word for token in tokens(sql))
-    return frozenset(words)
+    Else its value cannot be read as one of that key, or it is prose. A guard is told in any case.
+    """
+    exact, assigned = written.lower() == key, re.search("[:=]", separator) is not None
+    if key in GUARDS:
+        return value[:1].isdigit() or (leads and assigned)
+    if attempt(DIRECTIVES[key], value)[1]:
+        return leads and exact and assigned
+    return leads and (assigned or (exact and re.match(r"\S*[;_/\d]", value) is not None))
 
 
 # ----- Files
 
 
 def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
-    """A query file as a Campaign; source is its file name. Raises QueryFault with every fault and its line."""
+    """A query file as a Campaign; source is its file name. Raises QueryFault with every fault."""
     given, faults = parse_directives(sql)
     name = given.get("campaign") or name_in(source)
+    file_name = given.get("file_name") or settings.file_name
     hours = campaign_hours(given, settings)
-    faults += name_faults(name, given.get("file_name") or settings.file_name)
-    faults += [text("hours: {fault}", fault=idle)] if (idle := idle_campaign_hours(hours, given)) else []
+    statements, unsplit = attempt(split_statements, sql)
+    faults += name_faults(name, file_name)
+    if hours.idle and (given.keys() >= {"days", "hours"} or not hours.told()):
+        faults.append(text("hours: {fault}", fault=idle_fault(hours)))
     faults += column_faults(given)
-    try:
-        statements = split_statements(sql)
-        faults += statement_faults(statements)
-    except Wrong as error:
-        faults.append(error.told)
-    faults = unreadable(sql) or faults
-    if faults:
-        raise QueryFault(BrokenQuery(source, fed_name(given.get("campaign"), source), tuple(faults)))
+    faults += [unsplit] if unsplit else statement_faults(statements or [])
+    if faults or not statements:
+        raise QueryFault(BrokenQuery(source, name, tuple(faults)))
 
+    csv = {}
+    for key in ("delimiter", "encoding", "header", "newline"):
+        csv[key] = given.get(key, getattr(settings, f"csv_{key}"))
     return Campaign(
         name=name,
         source=source,
@@ -1502,59 +1376,38 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
         folder=settings.sftp_base_dir / given.get("folder", name),
         hours=hours,
         timeout_s=given.get("timeout", settings.query_timeout_seconds),
-        csv=CsvFormat(
-            given.get("delimiter", settings.csv_delimiter),
-            given.get("encoding", settings.csv_encoding),
-            given.get("header", settings.csv_header),
-            given.get("newline", settings.csv_newline),
-        ),
-        file_name=given.get("file_name", settings.file_name),
+        csv=CsvFormat(**csv),
+        file_name=file_name,
         pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
         **{key: value for key, value in given.items() if key in AS_GIVEN},
     )
 
 
-def unreadable(sql: str) -> list[Text]:
-    """What makes a file one that no line of can be trusted; nothing else is told of it then."""
-    if not sql.strip():
-        return [text("the file is empty; its last statement must be the SELECT of the mailing")]
-    if "\0" in sql:
-        line = str(line_ends(sql, 0, sql.index("\0")) + 1)
-        return [text("line {line}: a NUL character; save the file as UTF-8 in the editor", line=line)]
-    if "\r" in sql and "\n" not in sql:
-        return [text("its lines end in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends")]
-    return []
+def name_in(source: str) -> str:
+    """The campaign that a file's name tells."""
+    return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
 
 
 def name_faults(name: str, file_name: str) -> list[Text]:
     """What is wrong with the campaign's name, and with the file name that it gives."""
     faults = []
-    try:
-        campaign_name(name)
-    except Wrong as error:
-        faults.append(
-            text(
-                "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'",
-                name=name,
-                fault=error.told,
-            )
-        )
-    try:
-        file_name_pattern(file_name, name)
-    except Wrong as error:
-        faults.append(text("its file name {fault}", fault=error.told))
+    if fault := attempt(campaign_name, name)[1]:
+        told = "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'"
+        faults.append(text(told, name=name, fault=fault))
+    if fault := attempt(file_name_pattern, file_name, name)[1]:
+        faults.append(text("its file name {fault}", fault=fault))
     return faults
 
 
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
-    columns = given.get("columns") or ()
-    return [
-        text("{key}: {column} is not one of columns:", key=key, column=column)
-        for key in ("phones", "unique")
-        for column in given.get(key) or ()
-        if columns and column not in columns
-    ]
+    faults = []
+    for key in ("phones", "unique") if given.get("columns") else ():
+        for column in given.get(key) or ():
+            if column not in given["columns"]:
+                told = "{key}: {column} is not one of columns:"
+                faults.append(text(told, key=key, column=column))
+    return faults
 
 
 def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
@@ -1564,176 +1417,138 @@ def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
     return Hours(days or settings.run_days, starts or settings.run_hours, settings.holidays, keys)
 
 
-def idle_campaign_hours(hours: Hours, given: Mapping[str, Any]) -> Text | None:
-    """As idle_hours; but RUN_DAYS may leave out a day that a campaign has hours for, and RUN_HOURS know more days."""
-    idle = idle_hours(hours)
-    return idle if not hours.weekdays or (given.get("days") and given.get("hours")) else None
-
-
-# How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy. In this order: the first that fits decides.
-COPIES = (
-    r"(?i)(?:c(?:o\u0301?|ó)pia de|copy of) (.+)",
-    r"(?i)(.+?)(?: ?- ?| )(?:c(?:o\u0301?|ó)pia|copy)(?: ?\(?\d+\)?)?",
-    r"(.+?) ?\([^()]*\)",
-    r"(.+?) \d+",
-    r"(.+?)-[A-Z0-9]+(?:-[A-Z0-9]+)*",
+# How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy, also a copy's copy.
+COPY = re.compile(
+    r"(?:[Cc][oó]pia de |[Cc]opy of )?(.+?)"
+    r"(?:[ -]+(?:[Cc][oó]pia|[Cc]opy)| ?\([^()]*\)| \d+|-[A-Z0-9]+)*"
 )
 
 
 def original_of(stem: str) -> str:
     """The name that a copy was made from, as its own tells; stem itself if it is no copy's."""
-    for pattern in COPIES:
-        if found := re.fullmatch(pattern, stem):
-            return original_of(found.group(1))
-    return stem
+    found = COPY.fullmatch(unicodedata.normalize("NFC", stem))
+    return found[1] if found else stem
 
 
-def name_in(source: str) -> str:
-    """The campaign that a file's name tells."""
-    return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
+QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def is_query_name(name: str) -> bool:
-    """Whether a file of that name is read: in small letters, except on Windows."""
-    return (name.lower() if os.name == "nt" else name).endswith(".sql")
-
-
-def why_not_read(path: Path, names: Collection[str]) -> Text | None:
-    """Why a file that looks like a query is not read; None if it is, or does not look like one. names: all of them."""
-    name, original = path.name, original_of(path.stem) + path.suffix
-    if not re.match(r"\d+_", name) and ".sql" not in name.lower():
-        return None
-    if name.startswith((".", "~", "#")):
-        return text("its name begins with {sign}", sign=name[0])
-    if not is_query_name(name):
-        return text("only files whose name ends in .sql are, in small letters; rename it if it is a query")
+def why_not_read(path: Path, names: Container[str]) -> Text | None:
+    """Why a file that looks like a query is not read; None if it is. names: all of the folder."""
+    if not QUERY_NAME.fullmatch(path.name):
+        return text("its name must begin with a letter or digit and end in .sql, in small letters")
     if path.is_dir():
         return text("it is a folder")
-    if original != name and original in names:
-        return text("it looks like a copy of {original}; delete it, or give it a name of its own", original=original)
+    original = original_of(path.stem) + path.suffix
+    if original != path.name and original in names:
+        told = "it looks like a copy of {original}; delete it, or give it a name of its own"
+        return text(told, original=original)
     return None
 
 
-def read_query(path: Path, source: str, settings: Settings) -> Campaign | None:
-    """The campaign of a query file; None if its own line switches it off. Raises QueryFault."""
-    data, sql, fault = b"", "", None
+def read_query(path: Path, source: str, settings: Settings) -> Query | None:
+    """The campaign of a query file; None if its own line switches it off."""
     try:
-        data = path.read_bytes()
-        sql = decoded(data)
-    except OSError as error:
-        fault = text("cannot be read: {why}", why=error.strerror)
+        sql = read_utf8(path)
+        if parse_directives(sql)[0].get("enabled") is False:
+            return None
+        return parse_campaign(source, sql, settings)
     except Wrong as error:
-        fault, sql = error.told, data.decode("latin-1")  # enough for its directives
-    given, _ = parse_directives(sql)
-    if given.get("enabled") is False:
-        return None
-    if fault:
-        raise QueryFault(BrokenQuery(source, fed_name(given.get("campaign"), source), (fault,)))
-    return parse_campaign(source, sql, settings)
-
-
-def fed_name(given: str | None, source: str) -> str:
-    """The campaign that a broken file would feed: the given one, that of its name, of its original, or that name."""
-    stem = name_in(source)
-    original = original_of(stem)
-    return given or (original if re.fullmatch(r"[a-z0-9_]+", original) else stem)
+        return BrokenQuery(source, name_in(source), (error.told,))
+    except QueryFault as fault:
+        return fault.broken
 
 
 def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
-    """What lies in the folder of the query files. Raises SettingsFault if not one of them can be used."""
-    campaigns: list[Campaign] = []
-    broken: list[BrokenQuery] = []
+    """What lies in the folder of the query files. Raises SettingsFault if nothing can be used."""
+    queries: list[Query] = []
     notes: list[Text] = []
-    paths = files_in(folder)
+    paths = query_paths(folder)
     names = {path.name for path in paths}
     for path in paths:
         source = "".join(letter if letter.isprintable() else "?" for letter in path.name)
         why = why_not_read(path, names)
-        if not why and is_query_name(path.name):
-            try:
-                campaign = read_query(path, source, settings)
-            except QueryFault as fault:
-                broken.append(fault.broken)
-                continue
-            campaigns += [campaign] if campaign else []
-            why = None if campaign else text("its line 'enabled: no' switches it off")
-        if why:
+        if query := None if why else read_query(path, source, settings):
+            queries.append(query)
+        else:
+            why = why or text("its line 'enabled: no' switches it off")
             notes.append(text("{file} is not read: {why}", file=source, why=why))
-    campaigns, broken = without_clashes(campaigns, broken, settings.sftp_staging_dir)
+    campaigns, broken = without_clashes(queries, settings.sftp_staging_dir)
     if not campaigns:
-        nothing = text(
-            "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)", folder=str(folder)
-        )
-        raise SettingsFault(nothing, *(told for query in broken for told in query.told), *notes)
+        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
+        faults = [fault for query in broken for fault in query.told]
+        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
     return QueryFiles(tuple(campaigns), tuple(broken), tuple(notes))
 
 
-def files_in(folder: Path) -> list[Path]:
-    """What lies in folder, in the order of the names. Raises SettingsFault if it cannot be read."""
+def query_paths(folder: Path) -> list[Path]:
+    """What looks like a query file, in the order of the names. Raises SettingsFault."""
     try:
-        return sorted(folder.iterdir(), key=lambda path: path.name)
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
-        told = text("{folder}: cannot be read: {why} (QUERIES_DIR)", folder=str(folder), why=error.strerror)
-        raise SettingsFault(told) from None
+        told = "{folder}: cannot be read: {why} (QUERIES_DIR)"
+        raise SettingsFault(text(told, folder=str(folder), why=error.strerror)) from None
+    return [path for path in paths if re.search(r"(?i)^\d+_|\.sql", path.name)]
 
 
 def without_clashes(
-    campaigns: Sequence[Campaign], broken: Sequence[BrokenQuery], staging: PurePosixPath | None
+    queries: Sequence[Query], staging: PurePosixPath | None
 ) -> tuple[list[Campaign], list[BrokenQuery]]:
-    """The campaigns that share name and folder with no other, and the broken files with the rest among them.
+    """The campaigns that share name and folder with no other, and what is broken.
 
     Both sides are at fault: which of them was meant, nobody knows.
     """
-    faults = clashes(campaigns, broken, staging)
-    sound = [campaign for campaign in campaigns if campaign.source not in faults]
-    found = [BrokenQuery(c.source, c.name, tuple(faults[c.source])) for c in campaigns if c.source in faults]
-    found += [dataclass_replace(b, faults=(*b.faults, *faults.get(b.source, ()))) for b in broken]
-    return sound, sorted(found, key=lambda query: query.source)
+    clashes = clash_faults(queries, staging)
+    campaigns, broken = [], []
+    for query in queries:
+        faults = query.faults if isinstance(query, BrokenQuery) else ()
+        faults += tuple(clashes.get(query.source, ()))
+        if faults:
+            broken.append(BrokenQuery(query.source, query.name, faults))
+        elif isinstance(query, Campaign):
+            campaigns.append(query)
+    return campaigns, broken
 
 
-def clashes(
-    campaigns: Sequence[Campaign], broken: Sequence[BrokenQuery], staging: PurePosixPath | None
-) -> dict[str, list[Text]]:
-    """What files have in common that each needs for itself, by file: names, drop folders, the staging folder."""
-    names = [(campaign.name, campaign.source) for campaign in campaigns]
-    names += [(query.name, query.source) for query in broken]
-    folders = [(str(campaign.folder), campaign.source) for campaign in campaigns]
-    folders += [(str(staging), "SFTP_STAGING_DIR")] if staging else []
+def clash_faults(queries: Sequence[Query], staging: PurePosixPath | None) -> dict[str, list[Text]]:
+    """What files have in common that each needs for itself, by file."""
+    folders = [(str(each.folder), each.source) for each in queries if isinstance(each, Campaign)]
+    if staging:
+        folders.append((str(staging), "SFTP_STAGING_DIR"))
     faults: dict[str, list[Text]] = {}
-    for source, name, others in shared(names):
-        told = text("the name {name} is used by {others} too; each needs its own", name=name, others=others)
-        faults.setdefault(source, []).append(told)
-    for source, folder, others in shared(folders):
-        told = text("the folder {folder} is used by {others} too; each needs its own", folder=folder, others=others)
-        faults.setdefault(source, []).append(told)
+    for name, source, others in shared([(each.name, each.source) for each in queries]):
+        told = "the name {name} is used by {others} too; each needs its own"
+        faults.setdefault(source, []).append(text(told, name=name, others=others))
+    for folder, source, others in shared(folders):
+        told = "the folder {folder} is used by {others} too; each needs its own"
+        faults.setdefault(source, []).append(text(told, folder=folder, others=others))
     return faults
 
 
 def shared(uses: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[str]]]:
-    """Of (value, user) pairs: each user whose value has others, with the value and those others.
+    """Of (value, user) pairs those whose value has other users as well, with those others.
 
-    Without regard to capitals: some SFTP servers (Windows) take /Entrada and /entrada for one folder.
+    Without regard to capitals: some servers (Windows) take /Entrada and /entrada for one folder.
     """
-    users: dict[str, list[str]] = {}
     for value, user in uses:
-        users.setdefault(value.lower(), []).append(user)
-    for value, user in uses:
-        if others := [other for other in users[value.lower()] if other != user]:
-            yield user, value, others
+        users = [other for used, other in uses if used.lower() == value.lower()]
+        users.remove(user)
+        if users:
+            yield value, user, users
 
 
 def choose(files: QueryFiles, only: Sequence[str]) -> QueryFiles:
-    """The query files of the campaigns that --only names, or all. Raises UsageFault for an unknown name."""
-    known = [campaign.name for campaign in files.campaigns]
-    known += [query.name for query in files.broken if query.name not in known]
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        told = text("--only {unknown}: no such campaign; known: {known}", unknown=unknown, known=known)
-        raise UsageFault(told)
+    """The query files of the campaigns that --only names, or all. Raises UsageFault."""
+    known = dict.fromkeys(campaign.name for campaign in files.campaigns)
+    known |= dict.fromkeys(query.name for query in files.broken)
+    if unknown := [name for name in only if name not in known]:
+        told = "--only {unknown}: no such campaign; known: {known}"
+        raise UsageFault(text(told, unknown=unknown, known=list(known)))
     if not only:
         return files
     campaigns = tuple(campaign for campaign in files.campaigns if campaign.name in only)
-    return QueryFiles(campaigns, tuple(query for query in files.broken if query.name in only), files.notes)
+    broken = tuple(query for query in files.broken if query.name in only)
+    return QueryFiles(campaigns, broken, files.notes)
 
 
 def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
@@ -1748,9 +1563,9 @@ def rejected_name(name: str) -> str:
 
 def free_file_name(name: str, used: Callable[[str], bool]) -> str:
     """name, or name-2, name-3 … before the extension: the first that was never used."""
-    stem, dot, extension = name.rpartition(".") if "." in name else (name, "", "")
-    candidates = (name if n == 1 else f"{stem}-{n}{dot}{extension}" for n in range(1, 10_000))
-    return next(candidate for candidate in candidates if not used(candidate))
+    path = PurePosixPath(name)
+    numbered = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if not used(free))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6121,22 +5936,10 @@ PORTUGUESE: dict[str, str] = {
     "fri": "sexta",
     "sat": "sábado",
     "sun": "domingo",
-    "Monday": "segunda-feira",
-    "Tuesday": "terça-feira",
-    "Wednesday": "quarta-feira",
-    "Thursday": "quinta-feira",
-    "Friday": "sexta-feira",
-    "Saturday": "sábado",
-    "Sunday": "domingo",
-    "{first}-{last}": "de {first} a {last}",
-    "every day": "todos os dias",
-    "{days} and {last}": "{days} e {last}",
     "{day} is a holiday (HOLIDAYS)": "{day} é feriado (HOLIDAYS)",
-    "it is {day}: runs {days} ({key})": "hoje é {day}: funciona {days} ({key})",
-    "it is {time}: runs {hours} on {day} ({key})": "são {time}: o horário de {day} é {hours} ({key})",
+    "it is {day} {time}: runs {hours} ({key})": "hoje é {day}, {time}: o horário é {hours} ({key})",
+    "{first}-{last}": "de {first} a {last}",
     "{days} {hours}": "{days} {hours}",
-    "{hours} {days}": "{hours} {days}",
-    "{parts}": "{parts}",
     "the run's deadline of {minutes} minutes has passed": "o prazo de {minutes} minutos da execução se esgotou",
     "the run was stopped": "a execução foi interrompida",
     "the next run starts afresh; nothing old is sent": "a próxima execução começa do zero; nada antigo é enviado",
@@ -6146,144 +5949,95 @@ PORTUGUESE: dict[str, str] = {
     "{who}: retry {number} of {most} in {seconds} s: {reason}": (
         "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
     ),
+    "line {line}: {fault}": "linha {line}: {fault}",
     "holds a character that cannot be seen; type it anew": "contém um caractere invisível; digite de novo",
     "must be a whole number from {low} to {high}": "deve ser um número inteiro de {low} a {high}",
     "must be one of: {choices}": "deve ser um destes valores: {choices}",
     "must be one character such as ; or , or | or \\t": "deve ser um caractere como ; ou , ou | ou \\t",
-    "must be days such as mon-sat or mon,wed,fri": "deve ter dias como mon-sat ou mon,wed,fri (em inglês)",
-    "must name its days from Monday to Sunday, such as mon-sat": (
-        "deve citar os dias na ordem de segunda a domingo, como mon-sat (em inglês)"
+    "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri": (
+        "deve ter dias de segunda a domingo, como mon-sat ou mon,wed,fri (em inglês)"
     ),
-    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00": (
-        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (dias em inglês)"
+    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice": (
+        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (em inglês); nenhum dia duas vezes"
     ),
-    "must begin before it ends, such as 08:00-20:00": "deve começar antes de terminar, como 08:00-20:00",
-    "gives a day its hours twice": "dá dois horários ao mesmo dia",
     "has hours for {days}, which {key} leaves out": "tem horário para {days}, fora dos dias de {key}",
-    "leaves no day on which anything runs, together with {key}": (
-        "junto com {key}, não deixa nenhum dia para executar"
-    ),
     "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
-    "must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash": (
-        "deve ser um caminho com / como /entrada/cobranca_30d, sem .. e sem barra invertida"
+    "must be a path such as /entrada/cobranca_30d, without .. and without a backslash": (
+        "deve ser um caminho como /entrada/cobranca_30d, sem .. e sem barra invertida"
     ),
-    "must give a legal file name, such as {example} (no {without}, at most 200 characters)": (
-        "deve resultar em um nome de arquivo válido, como {example} (sem {without}, no máximo 200 caracteres)"
-    ),
-    "must not begin with a dot: many dialers overlook such files": (
-        "não pode começar com ponto: muitos discadores não enxergam esses arquivos"
-    ),
-    "gives {name}, which Windows takes for a device; put mailing_ before it": (
-        "resulta em {name}, que o Windows toma por um dispositivo; ponha mailing_ na frente"
-    ),
-    "must end in .csv or .txt": "deve terminar em .csv ou .txt",
     "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name": (
         "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
     ),
-    "must hold {{id}}, which is different for each upload, such as .part-{{id}}": (
-        "deve conter {{id}}, que muda a cada envio, como .part-{{id}}"
+    "must give a legal file name that ends in .csv or .txt, such as {example}": (
+        "deve resultar em um nome de arquivo válido que termine em .csv ou .txt, como {example}"
     ),
-    "must give a legal file name, such as .part-{{id}}": (
-        "deve resultar em um nome de arquivo válido, como .part-{{id}}"
-    ),
-    "must not end in .csv or .txt: the dialer would take a file that is not whole": (
-        "não pode terminar em .csv ou .txt: o discador pegaria um arquivo incompleto"
-    ),
-    "is not the path you wrote: quotes change a backslash; write it without quotes, or with /": (
-        "não é o caminho que você escreveu: aspas alteram a barra invertida; escreva sem aspas, ou com /"
+    "must be a legal file name with {{id}} that does not end in .csv, such as .part-{{id}}": (
+        "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
     ),
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
         "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
     ),
-    "{file}: {key}: {fault}": "{file}: {key}: {fault}",
-    "unknown setting; did you mean {key}?": "configuração desconhecida; você quis dizer {key}?",
-    "unknown setting": "configuração desconhecida",
-    "missing": "não definido",
-    "missing; run with --check to see the server's fingerprint": (
-        "não definido; execute com --check para ver a impressão digital do servidor"
+    "{key}: {fault}": "{key}: {fault}",
+    "{file}: {fault}": "{file}: {fault}",
+    "{key}: unknown setting; did you mean {near}?": ("{key}: configuração desconhecida; você quis dizer {near}?"),
+    "{key}: missing": "{key}: não definido",
+    "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
+        "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
     ),
-    "set one of the two, or both if the server asks for both": (
-        "defina um dos dois, ou os dois se o servidor pedir ambos"
-    ),
-    "is UTF-16, not UTF-8; save the file as UTF-8 in the editor": (
-        "está em UTF-16, não em UTF-8; salve o arquivo como UTF-8 no editor"
-    ),
-    "line {line}: not UTF-8 but ANSI; save the file as UTF-8 in the editor": (
-        "linha {line}: está em ANSI, não em UTF-8; salve o arquivo como UTF-8 no editor"
-    ),
-    "line {line}: not UTF-8; save the file as UTF-8 in the editor": (
-        "linha {line}: não está em UTF-8; salve o arquivo como UTF-8 no editor"
+    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if the server wants both": (
+        "SFTP_PASSWORD, SFTP_KEY_FILE: defina um dos dois, ou os dois se o servidor pedir ambos"
     ),
     "cannot be read: {why}": "não pode ser lido: {why}",
+    "not a text in UTF-8 (ANSI or UTF-16, perhaps); save the file as UTF-8 in the editor": (
+        "não é um texto em UTF-8 (talvez ANSI ou UTF-16); salve o arquivo como UTF-8 no editor"
+    ),
+    "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
+        "termina só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
+    ),
     "{file}: not found; copy config.env.example to config.env and fill it in": (
         "{file}: não encontrado; copie config.env.example para config.env e preencha"
     ),
-    "{file}: {fault}": "{file}: {fault}",
-    "set twice": "definido duas vezes",
-    "{key}: {fault}": "{key}: {fault}",
-    "{file}: line {line}: {fault}": "{file}: linha {line}: {fault}",
-    ("a quote inside the value ends it, or the last one is missing; inside single quotes write \\' for one"): (
-        "uma aspa dentro do valor o encerra, ou falta a última; entre aspas simples escreva \\' para uma"
+    "{key}: set twice": "{key}: definido duas vezes",
+    "{key}: what follows ' #' is a comment; put the value between single quotes": (
+        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    ),
+    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
+        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
+    ),
+    "{key}: double quotes change what follows a backslash; use single quotes": (
+        "{key}: aspas duplas alteram o que vem depois da barra invertida; use aspas simples"
     ),
     "not of the form KEY=value": "não está na forma CHAVE=valor",
-    "its closing quote is missing on the same line": "falta fechar as aspas na mesma linha",
-    "double quotes change what follows a backslash; put the value between single quotes": (
-        "aspas duplas alteram o que vem depois da barra invertida; ponha o valor entre aspas simples"
-    ),
-    "what follows ' #' is a comment; put the value between single quotes": (
-        "o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
-    ),
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
     "must be column names separated by ; or ,": "deve ter nomes de colunas separados por ; ou ,",
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
-    "line {line}: this comment does not end": "linha {line}: este comentário não termina",
-    "line {line}: this quote does not end": "linha {line}: estas aspas não se fecham",
-    "line {line}: psql's backslash commands are not SQL; remove it": (
-        "linha {line}: os comandos do psql com barra invertida não são SQL; remova"
+    "this quote or comment does not end": "estas aspas ou este comentário não terminam",
+    "a bracket or BEGIN ATOMIC is not closed": "um parêntese ou BEGIN ATOMIC não se fecha",
+    "empty: no SQL statement; the last one must be the SELECT of the mailing": (
+        "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
     ),
-    "line {line}: this bracket is not closed": "linha {line}: este parêntese não se fecha",
-    "no SQL statement; the last statement must be the SELECT of the mailing": (
-        "nenhum comando SQL; o último comando deve ser o SELECT do mailing"
+    "{command}: the last statement must return the mailing's rows (SELECT …)": (
+        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
     ),
-    "line {line}: {command}: the last statement must return the mailing's rows (SELECT …)": (
-        "linha {line}: {command}: o último comando deve retornar as linhas do mailing (SELECT …)"
+    "{command}: remove it; the program opens and ends the transaction itself": (
+        "{command}: remova; o próprio programa abre e encerra a transação"
     ),
-    "remove it; the program opens and ends the transaction itself": (
-        "remova; o próprio programa abre e encerra a transação"
+    "COPY: remove it and leave the SELECT; the program copies the result itself": (
+        "COPY: remova e deixe o SELECT; o próprio programa copia o resultado"
     ),
-    "line {line}: {command}: {fault}": "linha {line}: {command}: {fault}",
-    "remove it and leave the SELECT; the program copies the result itself": (
-        "remova e deixe o SELECT; o próprio programa copia o resultado"
+    "{key}: must stand above the first SQL line, or it has no effect": (
+        "{key}: deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
-    "line {line}: a comment begins with --, not with #": "linha {line}: um comentário começa com --, não com #",
-    "line {line}: the SQL holds a character that cannot be seen; type the blanks anew": (
-        "linha {line}: o SQL contém um caractere invisível; digite os espaços de novo"
-    ),
-    "must stand above the first SQL line, or it has no effect": (
-        "deve ficar acima da primeira linha de SQL, ou não tem efeito"
-    ),
-    "given twice": "aparece duas vezes",
-    "line {line}: {fault}": "linha {line}: {fault}",
-    "has no value": "está sem valor",
+    "{key}: given twice": "{key}: aparece duas vezes",
     "{written}: has no effect so; write '-- {key}: …'": "{written}: não tem efeito assim; escreva '-- {key}: …'",
     "hours: {fault}": "hours: {fault}",
-    "the file is empty; its last statement must be the SELECT of the mailing": (
-        "o arquivo está vazio; o último comando deve ser o SELECT do mailing"
-    ),
-    "line {line}: a NUL character; save the file as UTF-8 in the editor": (
-        "linha {line}: um caractere NUL; salve o arquivo como UTF-8 no editor"
-    ),
-    "its lines end in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
-        "as linhas terminam só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
-    ),
     "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
         "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
     ),
     "its file name {fault}": "o nome do arquivo {fault}",
     "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
-    "its name begins with {sign}": "o nome começa com {sign}",
-    "only files whose name ends in .sql are, in small letters; rename it if it is a query": (
-        "só são lidos arquivos cujo nome termina em .sql, em minúsculas; renomeie se for uma consulta"
+    "its name must begin with a letter or digit and end in .sql, in small letters": (
+        "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"
     ),
     "it is a folder": "é uma pasta",
     "it looks like a copy of {original}; delete it, or give it a name of its own": (

@@ -266,10 +266,10 @@ def test_faults_of_the_settings_in_portuguese(stage: Stage) -> None:
     result = stage.run()
     assert result.exit_code == 2
     lines = result.stderr.splitlines()
-    assert "config.env: RUN_DAYS: deve ter dias como mon-sat ou mon,wed,fri (em inglês)" in lines
+    assert "config.env: RUN_DAYS: deve ter dias de segunda a domingo, como mon-sat ou mon,wed,fri (em inglês)" in lines
     assert "config.env: SFTP_HOST: não definido" in lines
     assert lines[-1].startswith("código de saída 2: ")
-    assert "must be days such as" in result.log
+    assert "must be days from Monday to Sunday" in result.log
 
 
 def test_faults_of_a_query_file_in_portuguese(stage: Stage) -> None:

@@ -29,7 +29,7 @@ SUNDAY = datetime(2026, 12, 20, 14, 5, tzinfo=ZONE)
 
 
 def hours_of(days: str, first: clock_time, last: clock_time, *holidays: date) -> mp.Hours:
-    return mp.Hours(mp.weekdays(days), mp.StartTimes((first, last)), frozenset(holidays))
+    return mp.Hours(mp.weekdays(days), {None: (first, last)}, frozenset(holidays))
 
 
 HOURS = hours_of("mon-sat", clock_time(8), clock_time(20))
