@@ -557,9 +557,8 @@ LANGUAGES = ("en", "pt")
 # libpq reads these from the environment alone; every other PG* name is a connection option of its.
 LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
 LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
-
-
 Raw = Mapping[str, str]  # texts by key, as config.env or the environment has them
+Texts = Sequence[Text]
 Parser = Callable[[str], Any]  # of a value's text; raises Wrong
 
 
@@ -625,7 +624,7 @@ def yes_no(written: str) -> bool:
 def one_character(written: str) -> str:
     r"""A CSV delimiter: one ASCII character (or \t)."""
     written = "\t" if written == r"\t" else written
-    if not re.fullmatch(r"""[^\w"\r\n ]""", written) or not written.isascii():
+    if not re.fullmatch(r"[!#-/:-@[-`{-~\t]", written):  # but for the quote and the blank
         raise Wrong(text(r"must be one character such as ; or , or | or \t"))
     return written
 
@@ -637,7 +636,7 @@ def newline(written: str) -> str:
 
 DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
     f"{DAY_NAMES[first]}-{DAY_NAMES[last]}": {*range(first, last + 1)}
-    for first, last in itertools.combinations(range(7), 2)
+    for first, last in itertools.combinations_with_replacement(range(7), 2)
 }
 
 
@@ -677,7 +676,7 @@ def idle_fault(hours: Hours) -> Text:
 def dates(written: str) -> frozenset[date]:
     """'2026-12-25,2027-01-01' as dates."""
     try:
-        return frozenset(date.fromisoformat(part.strip()) for part in written.split(",") if part)
+        return frozenset(map(date.fromisoformat, written.replace(",", " ").split()))
     except ValueError:
         raise Wrong(text("must be dates such as 2026-12-25,2027-01-01")) from None
 
@@ -731,7 +730,7 @@ def temp_name_pattern(written: str) -> str:
     sample = visible(written).replace("{id}", "0f1e2d3c")
     is_mailing = sample.lower().endswith(MAILING_ENDINGS)
     if sample == written or is_mailing or not LEGAL_NAME.fullmatch(sample):
-        told = "must be a legal file name with {{id}} that does not end in .csv, such as .part-{{id}}"
+        told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
         raise Wrong(text(told))
     return written
 
@@ -848,7 +847,7 @@ def known_keys() -> list[str]:
 
 
 def parse_settings(
-    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Iterable[Text] = ()
+    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Texts = ()
 ) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
@@ -900,22 +899,20 @@ def missing_keys(given: Container[str], knows_host: bool) -> Iterator[Text]:
     if knows_host and "SFTP_HOST_KEY" not in given:
         yield text("SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint")
     if "SFTP_PASSWORD" not in given and "SFTP_KEY_FILE" not in given:
-        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if the server wants both")
+        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted")
 
 
 def read_utf8(path: Path) -> str:
     """The text of a file, with or without BOM. Raises Wrong."""
     try:
-        data = path.read_bytes()
+        data = path.read_bytes().replace(b"\0", b"\xff")  # no text holds either
         written = data.decode("utf-8-sig")
-        bad = data.find(b"\0")  # UTF-16 of plain letters
     except OSError as error:
         raise Wrong(text("cannot be read: {why}", why=error.strerror)) from None
     except UnicodeDecodeError as error:
-        written, bad = "", error.start
-    if bad >= 0:
-        told = text("not a text in UTF-8 (ANSI or UTF-16, perhaps); save the file as UTF-8 in the editor")
-        raise Wrong(at_line(data.count(b"\n", 0, bad) + 1, told))
+        line = data.count(b"\n", 0, error.start) + 1
+        told = text("not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor")
+        raise Wrong(at_line(line, told)) from None
     if "\r" in written and "\n" not in written:
         told = text("ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends")
         raise Wrong(at_line(1, told))
@@ -934,9 +931,9 @@ def load_settings(path: Path, environ: Raw, *, sends: bool, knows_host: bool) ->
     own = {key: environ[key] for key in known_keys() if environ.get(key)}
     if environ.get("LANGUAGE") not in LANGUAGES:  # gettext's own variable too, as 'pt_BR:pt'
         own.pop("LANGUAGE", None)
-    how: dict[str, Any] = {"sends": sends, "knows_host": knows_host, "faults": faults}
-    # Not resolve(): on Windows that makes a share of a mapped drive, or fails.
-    return parse_settings(values | own, path.parent, path.name, **how)
+    values |= own
+    folder, name = path.parent, path.name  # resolve() fails on some of Windows' mapped drives
+    return parse_settings(values, folder, name, sends=sends, knows_host=knows_host, faults=faults)
 
 
 def parse_env(written: str) -> tuple[dict[str, str], list[Text]]:
@@ -1129,7 +1126,7 @@ SQL_TOKEN = re.compile(
       | (?P<block>/\*)
       | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
         | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
-      | (?P<open>[eE]?['"]|\${TAG}\$)
+      | (?P<open>[eE]?['"]|\${TAG}\$|\\)
       | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+
         | [0-9][A-Za-z0-9_.\x80-\U0010ffff]*+ | .)""",
     re.VERBOSE | re.DOTALL,
@@ -1166,7 +1163,7 @@ def end_of_block_comment(sql: str, start: int) -> int:
 def tokens(sql: str) -> Iterator[Token]:
     """The tokens of an SQL file, its comments among them. Every character is looked at once.
 
-    Raises Wrong with the line of a quote or comment that does not end.
+    Raises Wrong with the line of a quote or comment that does not end, and of psql's commands.
     """
     end, line = 0, 1
     while found := SQL_TOKEN.match(sql, end):
@@ -1174,7 +1171,7 @@ def tokens(sql: str) -> Iterator[Token]:
         if kind == "block":
             end = end_of_block_comment(sql, begin)
         if kind == "open" or end < 0:
-            raise Wrong(at_line(line, text("this quote or comment does not end")))
+            raise Wrong(at_line(line, text("a quote or comment without end, or psql's backslash")))
         first = line
         line += sql.count("\n", begin, end) + sql.count("\r", begin, end)
         line -= sql.count("\r\n", begin, end)
@@ -1335,16 +1332,19 @@ def one_error_apart(one: str, other: str) -> bool:
 
 
 def is_meant(key: str, written: str, separator: str, value: str, leads: bool) -> bool:
-    """Whether a comment that begins with (nearly) that key was meant as a directive.
+    """Whether a comment that begins with (nearly) that key was meant as a directive, or is prose.
 
-    Else its value cannot be read as one of that key, or it is prose. A guard is told in any case.
+    A guard is told whatever its value, another only if the value can be read or the key is right.
     """
     exact, assigned = written.lower() == key, re.search("[:=]", separator) is not None
     if key in GUARDS:
         return value[:1].isdigit() or (leads and assigned)
-    if attempt(DIRECTIVES[key], value)[1]:
-        return leads and exact and assigned
-    return leads and (assigned or (exact and re.match(r"\S*[;_/\d]", value) is not None))
+    if not leads:
+        return False
+    readable = attempt(DIRECTIVES[key], value)[1] is None
+    if assigned:
+        return readable or exact
+    return readable and exact and re.match(r"\S*[;_/\d]", value) is not None
 
 
 # ----- Files
@@ -1433,14 +1433,14 @@ def original_of(stem: str) -> str:
 QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def why_not_read(path: Path, names: Container[str]) -> Text | None:
-    """Why a file that looks like a query is not read; None if it is. names: all of the folder."""
+def why_not_read(path: Path, present: Container[str]) -> Text | None:
+    """Why a file that looks like a query is not read; None if it is. present: the files' names."""
     if not QUERY_NAME.fullmatch(path.name):
         return text("its name must begin with a letter or digit and end in .sql, in small letters")
     if path.is_dir():
         return text("it is a folder")
     original = original_of(path.stem) + path.suffix
-    if original != path.name and original in names:
+    if original != path.name and original in present:
         told = "it looks like a copy of {original}; delete it, or give it a name of its own"
         return text(told, original=original)
     return None
@@ -1464,10 +1464,10 @@ def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
     queries: list[Query] = []
     notes: list[Text] = []
     paths = query_paths(folder)
-    names = {path.name for path in paths}
+    present = {path.name for path in paths}
     for path in paths:
         source = "".join(letter if letter.isprintable() else "?" for letter in path.name)
-        why = why_not_read(path, names)
+        why = why_not_read(path, present)
         if query := None if why else read_query(path, source, settings):
             queries.append(query)
         else:
@@ -1494,15 +1494,23 @@ def query_paths(folder: Path) -> list[Path]:
 def without_clashes(
     queries: Sequence[Query], staging: PurePosixPath | None
 ) -> tuple[list[Campaign], list[BrokenQuery]]:
-    """The campaigns that share name and folder with no other, and what is broken.
+    """The campaigns that share name and folder with no other, and all that is broken.
 
     Both sides are at fault: which of them was meant, nobody knows.
     """
-    clashes = clash_faults(queries, staging)
+    users: dict[str, list[str]] = {}
+    if staging:
+        users[f"folder {staging}".lower()] = ["SFTP_STAGING_DIR"]
+    for query in queries:
+        for key in own_things(query):
+            users.setdefault(key, []).append(query.source)
     campaigns, broken = [], []
     for query in queries:
         faults = query.faults if isinstance(query, BrokenQuery) else ()
-        faults += tuple(clashes.get(query.source, ()))
+        for key, what in own_things(query).items():
+            if others := [user for user in users[key] if user != query.source]:
+                told = "{what} is used by {others} too; each needs its own"
+                faults += (text(told, what=what, others=others),)
         if faults:
             broken.append(BrokenQuery(query.source, query.name, faults))
         elif isinstance(query, Campaign):
@@ -1510,40 +1518,23 @@ def without_clashes(
     return campaigns, broken
 
 
-def clash_faults(queries: Sequence[Query], staging: PurePosixPath | None) -> dict[str, list[Text]]:
-    """What files have in common that each needs for itself, by file."""
-    folders = [(str(each.folder), each.source) for each in queries if isinstance(each, Campaign)]
-    if staging:
-        folders.append((str(staging), "SFTP_STAGING_DIR"))
-    faults: dict[str, list[Text]] = {}
-    for name, source, others in shared([(each.name, each.source) for each in queries]):
-        told = "the name {name} is used by {others} too; each needs its own"
-        faults.setdefault(source, []).append(text(told, name=name, others=others))
-    for folder, source, others in shared(folders):
-        told = "the folder {folder} is used by {others} too; each needs its own"
-        faults.setdefault(source, []).append(text(told, folder=folder, others=others))
-    return faults
-
-
-def shared(uses: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[str]]]:
-    """Of (value, user) pairs those whose value has other users as well, with those others.
+def own_things(query: Query) -> dict[str, Text]:
+    """What a campaign shares with no other, by a key to compare it.
 
     Without regard to capitals: some servers (Windows) take /Entrada and /entrada for one folder.
     """
-    for value, user in uses:
-        users = [other for used, other in uses if used.lower() == value.lower()]
-        users.remove(user)
-        if users:
-            yield value, user, users
+    things = {f"name {query.name}".lower(): text("the name {name}", name=query.name)}
+    if isinstance(query, Campaign):
+        things[f"folder {query.folder}".lower()] = text("the folder {path}", path=query.folder)
+    return things
 
 
 def choose(files: QueryFiles, only: Sequence[str]) -> QueryFiles:
     """The query files of the campaigns that --only names, or all. Raises UsageFault."""
-    known = dict.fromkeys(campaign.name for campaign in files.campaigns)
-    known |= dict.fromkeys(query.name for query in files.broken)
+    known = [query.name for query in files.campaigns] + [query.name for query in files.broken]
     if unknown := [name for name in only if name not in known]:
         told = "--only {unknown}: no such campaign; known: {known}"
-        raise UsageFault(text(told, unknown=unknown, known=list(known)))
+        raise UsageFault(text(told, unknown=unknown, known=known))
     if not only:
         return files
     campaigns = tuple(campaign for campaign in files.campaigns if campaign.name in only)
@@ -5971,7 +5962,7 @@ PORTUGUESE: dict[str, str] = {
     "must give a legal file name that ends in .csv or .txt, such as {example}": (
         "deve resultar em um nome de arquivo válido que termine em .csv ou .txt, como {example}"
     ),
-    "must be a legal file name with {{id}} that does not end in .csv, such as .part-{{id}}": (
+    "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}": (
         "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
     ),
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
@@ -5984,11 +5975,11 @@ PORTUGUESE: dict[str, str] = {
     "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
         "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
     ),
-    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if the server wants both": (
+    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted": (
         "SFTP_PASSWORD, SFTP_KEY_FILE: defina um dos dois, ou os dois se o servidor pedir ambos"
     ),
     "cannot be read: {why}": "não pode ser lido: {why}",
-    "not a text in UTF-8 (ANSI or UTF-16, perhaps); save the file as UTF-8 in the editor": (
+    "not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor": (
         "não é um texto em UTF-8 (talvez ANSI ou UTF-16); salve o arquivo como UTF-8 no editor"
     ),
     "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
@@ -6011,7 +6002,7 @@ PORTUGUESE: dict[str, str] = {
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
     "must be column names separated by ; or ,": "deve ter nomes de colunas separados por ; ou ,",
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
-    "this quote or comment does not end": "estas aspas ou este comentário não terminam",
+    "a quote or comment without end, or psql's backslash": ("aspas ou comentário sem fim, ou barra invertida do psql"),
     "a bracket or BEGIN ATOMIC is not closed": "um parêntese ou BEGIN ATOMIC não se fecha",
     "empty: no SQL statement; the last one must be the SELECT of the mailing": (
         "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
@@ -6049,12 +6040,11 @@ PORTUGUESE: dict[str, str] = {
         "{folder}: nenhum arquivo de consulta que possa ser usado; ponha um por campanha (QUERIES_DIR)"
     ),
     "{folder}: cannot be read: {why} (QUERIES_DIR)": "{folder}: não pode ser lida: {why} (QUERIES_DIR)",
-    "the name {name} is used by {others} too; each needs its own": (
-        "o nome {name} também é usado por {others}; cada campanha precisa do seu"
+    "{what} is used by {others} too; each needs its own": (
+        "{what}: também em uso por {others}; deve pertencer a uma só campanha"
     ),
-    "the folder {folder} is used by {others} too; each needs its own": (
-        "a pasta {folder} também é usada por {others}; cada campanha precisa da sua"
-    ),
+    "the name {name}": "o nome {name}",
+    "the folder {path}": "a pasta {path}",
     "--only {unknown}: no such campaign; known: {known}": (
         "--only {unknown}: campanha inexistente; as conhecidas são: {known}"
     ),

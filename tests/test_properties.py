@@ -504,7 +504,7 @@ patterns = st.one_of(
             ]
         ),
         max_size=6,
-    ).map("".join),
+    ).map(lambda parts: "".join(parts) + ".csv"),
 )
 ZONES = [UTC, timezone(timedelta(hours=-3), "-03"), timezone(timedelta(hours=-3), "Hora oficial do Brasil")]
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(ZONES))
@@ -529,7 +529,7 @@ def test_an_accepted_file_name_is_legal_at_any_time_for_any_campaign(
     name = program.render_file_name(made.file_name, made.name, moment)
     assert name
     assert not re.search(r'[\\/:*?"<>|\x00-\x1f]', name)
-    assert not name.startswith(program.TEMP_PREFIX)
+    assert not name.startswith(".")
     assert not name.endswith((".", " "))
     assert not DEVICES.match(name)
     assert name not in (".", "..")
