@@ -605,20 +605,20 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """A parser that takes only these words, in any case."""
+def one_of(*words: str, **meanings: Any) -> Parser:
+    """A parser that takes only these words, in any case; a word means itself, unless given."""
+    known = dict(zip(words, words, strict=True)) | meanings
 
-    def parse(written: str) -> str:
-        if written.lower() not in choices:
-            raise Wrong(text("must be one of: {choices}", choices=choices))
-        return written.lower()
+    def parse(written: str) -> Any:
+        if written.lower() not in known:
+            raise Wrong(text("must be one of: {choices}", choices=list(known)))
+        return known[written.lower()]
 
     return parse
 
 
-def yes_no(written: str) -> bool:
-    """yes or no."""
-    return one_of("yes", "no")(written) == "yes"
+yes_no = one_of(yes=True, no=False)
+newline = one_of(crlf="\r\n", lf="\n")
 
 
 def one_character(written: str) -> str:
@@ -627,11 +627,6 @@ def one_character(written: str) -> str:
     if not re.fullmatch(r"[!#-/:-@[-`{-~\t]", written):  # but for the quote and the blank
         raise Wrong(text(r"must be one character such as ; or , or | or \t"))
     return written
-
-
-def newline(written: str) -> str:
-    """crlf or lf, as the characters themselves."""
-    return {"crlf": "\r\n", "lf": "\n"}[one_of("crlf", "lf")(written)]
 
 
 DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
@@ -1044,14 +1039,6 @@ class BrokenQuery:
 Query = Campaign | BrokenQuery
 
 
-class QueryFault(SettingsFault):
-    """One query file is wrong; `broken` is what is known of it."""
-
-    def __init__(self, broken: BrokenQuery) -> None:
-        super().__init__(*broken.told)
-        self.broken = broken
-
-
 @dataclass(frozen=True, slots=True)
 class QueryFiles:
     """What lies in the folder of the query files, each in the order of the files' names."""
@@ -1350,8 +1337,8 @@ def is_meant(key: str, written: str, separator: str, value: str, leads: bool) ->
 # ----- Files
 
 
-def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
-    """A query file as a Campaign; source is its file name. Raises QueryFault with every fault."""
+def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
+    """A query file as a Campaign, or every fault of it; source is its file name."""
     given, faults = parse_directives(sql)
     name = given.get("campaign") or name_in(source)
     file_name = given.get("file_name") or settings.file_name
@@ -1363,7 +1350,7 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
-        raise QueryFault(BrokenQuery(source, name, tuple(faults)))
+        return BrokenQuery(source, name, tuple(faults))
 
     csv = {}
     for key in ("delimiter", "encoding", "header", "newline"):
@@ -1447,16 +1434,13 @@ def why_not_read(path: Path, present: Container[str]) -> Text | None:
 
 
 def read_query(path: Path, source: str, settings: Settings) -> Query | None:
-    """The campaign of a query file; None if its own line switches it off."""
+    """What a query file holds; None if its own line switches it off."""
     try:
         sql = read_utf8(path)
-        if parse_directives(sql)[0].get("enabled") is False:
-            return None
-        return parse_campaign(source, sql, settings)
     except Wrong as error:
         return BrokenQuery(source, name_in(source), (error.told,))
-    except QueryFault as fault:
-        return fault.broken
+    given, _ = parse_directives(sql)
+    return None if given.get("enabled") is False else parse_campaign(source, sql, settings)
 
 
 def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
