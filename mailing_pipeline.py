@@ -680,7 +680,7 @@ def remote_path(written: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
     upwards = ".." in PurePosixPath(written).parts
     if not written or "\\" in written or upwards or not written.isprintable():
-        told = "must be a path such as /entrada/cobranca_30d, without .. and without a backslash"
+        told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
         raise Wrong(text(told))
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
 
@@ -958,8 +958,9 @@ def line_fault(line: str, binding: Binding) -> Text | None:
         return text(told, key=key)
     if binding.error or (binding.key and binding.value is None):
         return text("not of the form KEY=value")
-    if re.match(r'".*\\[abfnrtv]', written):
-        told = "{key}: double quotes change what follows a backslash; use single quotes"
+    is_share = written.startswith(r"'\\") and "PASS" not in key  # one backslash is left of two
+    if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
+        told = "{key}: these quotes change what follows a backslash; use others or none"
         return text(told, key=key)
     if "PASS" in key and re.match(r"[^'\"].*\s#", written):
         told = "{key}: what follows ' #' is a comment; put the value between single quotes"
@@ -5937,8 +5938,8 @@ PORTUGUESE: dict[str, str] = {
     ),
     "has hours for {days}, which {key} leaves out": "tem horário para {days}, fora dos dias de {key}",
     "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
-    "must be a path such as /entrada/cobranca_30d, without .. and without a backslash": (
-        "deve ser um caminho como /entrada/cobranca_30d, sem .. e sem barra invertida"
+    "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash": (
+        "deve ser um caminho com / como /entrada/cobranca_30d, sem .. e sem barra invertida"
     ),
     "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name": (
         "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
@@ -5979,8 +5980,8 @@ PORTUGUESE: dict[str, str] = {
     "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
         "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
     ),
-    "{key}: double quotes change what follows a backslash; use single quotes": (
-        "{key}: aspas duplas alteram o que vem depois da barra invertida; use aspas simples"
+    "{key}: these quotes change what follows a backslash; use others or none": (
+        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
     ),
     "not of the form KEY=value": "não está na forma CHAVE=valor",
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",

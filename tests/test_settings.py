@@ -267,6 +267,8 @@ def test_a_dry_run_needs_no_sftp_setting(folder: Path) -> None:
         (r"'back\slash'", r"back\slash"),
         (r"'it\'s'", "it's"),
         ("' spaces '", " spaces "),
+        (r"'\\back'", r"\back"),
+        (r'"a\"b\\n"', r'a"b\n'),
         ("ção", "ção"),
         ("a=b", "a=b"),
     ],
@@ -299,11 +301,18 @@ def test_a_value_that_runs_on_into_the_next_line_is_a_fault(folder: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("key", ["SFTP_PASSWORD", "OUTPUT_DIR"])
-@pytest.mark.parametrize("written", [rf'"{CANARY}\tx"', rf'"C:\new{CANARY}"'])
-def test_a_value_that_double_quotes_change_is_a_fault(key: str, written: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("SFTP_PASSWORD", rf'"{CANARY}\tx"'),
+        ("SFTP_PASSWORD", rf'"{CANARY}\nx"'),
+        ("OUTPUT_DIR", rf'"C:\new{CANARY}"'),
+        ("OUTPUT_DIR", rf"'\\servidor\{CANARY}'"),
+    ],
+)
+def test_a_value_that_its_quotes_change_is_a_fault(key: str, written: str, folder: Path) -> None:
     fault = faults(folder, f"{key}={written}\n")[0]
-    assert fault.startswith(f"config.env: line 1: {key}: double quotes change") and CANARY not in fault
+    assert fault.startswith(f"config.env: line 1: {key}: these quotes change") and CANARY not in fault
 
 
 def test_a_line_that_is_no_setting_is_not_quoted(folder: Path) -> None:
