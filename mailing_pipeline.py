@@ -759,9 +759,9 @@ class Settings:
     sftp_host: str = setting("", visible)
     sftp_port: int = setting("22", whole_number(1, 65535))
     sftp_user: str = setting("", visible)
-    sftp_password: str = setting("", secret=True)
+    sftp_password: str = setting("", visible, secret=True)
     sftp_key_file: str = setting("", visible)
-    sftp_key_passphrase: str = setting("", secret=True)
+    sftp_key_passphrase: str = setting("", visible, secret=True)
     sftp_host_keys: tuple[str, ...] = setting("", fingerprints, key="SFTP_HOST_KEY")  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
     sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
