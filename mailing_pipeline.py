@@ -886,7 +886,7 @@ def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
             yield text("{key}: unknown setting; did you mean {near}?", key=key, near=near)
 
 
-def missing_keys(given: Container[str], knows_host: bool) -> Iterator[Text]:
+def missing_keys(given: Collection[str], knows_host: bool) -> Iterator[Text]:
     """What the SFTP server cannot be reached without."""
     for key in ("SFTP_HOST", "SFTP_USER"):
         if key not in given:
@@ -1421,7 +1421,7 @@ def original_of(stem: str) -> str:
 QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def why_not_read(path: Path, present: Container[str]) -> Text | None:
+def why_not_read(path: Path, present: Collection[str]) -> Text | None:
     """Why a file that looks like a query is not read; None if it is. present: the files' names."""
     if not QUERY_NAME.fullmatch(path.name):
         return text("its name must begin with a letter or digit and end in .sql, in small letters")
