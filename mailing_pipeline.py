@@ -1097,7 +1097,7 @@ DIRECTIVES: dict[str, Parser] = {
     "pickup_error_folder": remote_path,
 }
 AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
-GUARDS = ("min_rows", "max_rows", "max_drop")  # without them a wrong mailing goes out
+GUARDS = ("min_rows", "max_rows", "max_drop", "hours")  # without them a wrong mailing goes out
 
 
 # ----- Statements, after PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l)
