@@ -1097,7 +1097,7 @@ DIRECTIVES: dict[str, Parser] = {
     "pickup_error_folder": remote_path,
 }
 AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
-GUARDS = ("min_rows", "max_rows", "max_drop", "hours")  # without them a wrong mailing goes out
+GUARDS = ("min_rows", "max_rows", "max_drop")  # without them a wrong mailing goes out
 
 
 # ----- Statements, after PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l)
@@ -1329,6 +1329,8 @@ def is_meant(key: str, written: str, separator: str, value: str, leads: bool) ->
         return value[:1].isdigit() or (leads and assigned)
     if not leads:
         return False
+    if key == "hours" and re.match(r"\d\d?[h:]", value):  # 9h-18h: else people are called at the wrong time
+        return True
     readable = attempt(DIRECTIVES[key], value)[1] is None
     if assigned:
         return readable or exact

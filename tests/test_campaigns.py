@@ -183,6 +183,7 @@ def misspelt(line: str, settings: Settings, sql: str = SQL) -> str:
         ("-- max-drop: 70%", "max_drop"),
         ("-- max_drop 70", "max_drop"),
         ("-- hour: 09:00-18:00", "hours"),
+        ("-- hour: 9h-18h", "hours"),
         ("-- hours 09:00-18:00", "hours"),
         ("-- day: mon-fri", "days"),
         ("-- days = seg-sex", "days"),
