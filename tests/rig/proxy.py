@@ -132,12 +132,16 @@ class Proxy:
             return
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((LOOPBACK, self.port))
+        listener.bind((self.host, self.port))
         listener.listen(50)
         listener.settimeout(0.05)
         self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="proxy", daemon=True).start()
+
+    def altered(self, data: bytes) -> bytes:
+        """What arrives of some bytes; a proxy that lies overrides this."""
+        return data
 
     # What it does -------------------------------------------------------------------------------------------------
 
@@ -228,7 +232,7 @@ class Connection:
                     line.cut_after = None
                     self._pass_on_and_cut(target, data[: max(0, limit - carried)])
                     return
-                target.sendall(data)
+                target.sendall(self.proxy.altered(data))
                 carried += len(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:
