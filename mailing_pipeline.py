@@ -2036,16 +2036,13 @@ class Pool(Generic[T]):
                 self.made += 1
             try:
                 return make()
-            except PipelineError as error:
+            except BaseException as error:
                 self._uncount()
-                if not error.scarce or not self.made:
+                if not (isinstance(error, PipelineError) and error.scarce and self.made):
                     raise
                 self._most = self.made
                 template = "the server grants no more than {count} {what}, mailings take turns: {reason}"
                 log.warning(text(template, count=self.made, what=self.what, reason=error.message))
-            except BaseException:
-                self._uncount()
-                raise
 
     def give_back(self, item: T, sound: bool) -> None:
         """For the next one; what is not sound is forgotten."""
@@ -2104,15 +2101,15 @@ class Rule:
     lost: bool = False  # the connection is of no use any more
 
 
-# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet.
+# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet; Pgpool-II
+# says so before it is asked.
 SCARCE = Rule(
-    r"too many|connection limit|connection slots|max_client_conn"
-    r"|muit[ao]s (conex|client)|demasiad[ao]s (conex|client)|zu viele Verb|trop de (conn|client)|reserv",
+    r"too many|connection limit|max_client_conn|response during SSL|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
     AGAIN,
     LATER,
 )
 # While connecting libpq gives no SQLSTATE. What no rule knows is worth another try (reset, starting up, shutting
-# down), unless it `refuses_login`.
+# down), but for what `refuses_login`.
 CONNECT_RULES = (
     SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
@@ -2167,12 +2164,12 @@ def refuses_login(told: str, names: Iterable[str]) -> bool:
     blanks stand behind its word for FATAL; libpq's own words have none.
     """
     quote = r"[\"'«»“”„‘’‚「」\ufffd]"
-    own = "|".join(map(re.escape, filter(None, names)))
-    return bool(own) and bool(re.search(rf":  .*{quote}\s?({own})\s?{quote}", told, re.DOTALL))
+    own = "|".join(map(re.escape, names))
+    return bool(re.search(rf":  .*{quote}\s?({own})\s?{quote}", told))
 
 
 def connect_error(told: str, where: str, hidden: Iterable[str] = (), names: Iterable[str] = ()) -> DatabaseError:
-    """What was said while connecting to `where`, classified. names: the user and the database."""
+    """What was said while connecting to `where`, classified. names: our user and our database."""
     rule = next(rule for rule in CONNECT_RULES if re.search(rule.pattern, told, re.IGNORECASE))
     if rule.tries == AGAIN and rule is not SCARCE and refuses_login(told, names):
         rule = LOGIN_REFUSED
@@ -2181,12 +2178,6 @@ def connect_error(told: str, where: str, hidden: Iterable[str] = (), names: Iter
     error = DatabaseError(message, rule.hint, tries=rule.tries, wide=True)
     error.scarce = rule is SCARCE
     return error
-
-
-def lost_in(where: Text | str) -> DatabaseError:
-    """The connection broke in the middle of a query."""
-    message = text("{where}: the connection to the database was lost", where=where)
-    return DatabaseError(message, text("check the network, and whether PostgreSQL was restarted"), tries=AGAIN)
 
 
 def place_in(source: str, line: int) -> Text | str:
@@ -2210,7 +2201,8 @@ def query_error(
     from psycopg import errors
 
     if not sqlstate:
-        return lost_in(where)
+        message = text("{where}: the connection to the database was lost", where=where)
+        return DatabaseError(message, text("check the network, and whether PostgreSQL was restarted"), tries=AGAIN)
     rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
     group = sqlstate[:2]
     if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
@@ -2259,6 +2251,7 @@ def bounded_connection() -> type[psycopg.Connection[Any]]:
     return BoundedConnection
 
 
+OWN_SNAPSHOTS = "no common snapshot, each query sees its own: {reason}"
 READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -2270,10 +2263,10 @@ class Session:
         self.patience_s = settings.connect_timeout_seconds
         self.source, self.timeout_s, self._limit_s = "", self.patience_s, 0.0
         self._is_proven = False
-        # A database that does not know what its bytes are (SQL_ASCII) hands them out as they are: PGCLIENTENCODING
-        # says it. Everywhere else the texts are UTF-8.
         theirs, ours = map(connection.info.parameter_status, ("server_encoding", "client_encoding"))
-        self.encoding = ours if ours and theirs == "SQL_ASCII" != ours else "UTF8"
+        self.encoding = "UTF8"
+        if theirs == "SQL_ASCII" and ours and ours != theirs:
+            self.encoding = ours  # that database does not know what its bytes are: PGCLIENTENCODING says it
         connection.look = self._look  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -2296,8 +2289,7 @@ class Session:
             raise
 
     def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction, if none is. BEGIN goes out alone: behind Pgpool-II what is sent with it
-        goes astray."""
+        """Open the campaign's transaction, if none is. BEGIN goes out alone: Pgpool-II loses what is sent with it."""
         import psycopg
 
         if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
@@ -2481,6 +2473,7 @@ class Database:
         self._pin: dict[str, str] = {}
         self.notes: list[Text] = []  # nothing is wrong, but somebody should know
         self._is_probing = False
+        self._vain_logins = 0  # in a row
 
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
@@ -2492,18 +2485,16 @@ class Database:
             self._pin = {}
             holder = self._connect()
             pgconn = holder.connection.pgconn
-            named = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
-            self._pin = {key: value.decode() for key, value in named.items() if value}
+            reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
+            self._pin = {key: value for key, value in reached.items() if value}
             self._holder, self._snapshot = holder, ""
             try:
                 self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
-                    self._holder = None
-                    holder.close()
+                    self._forget()
                     raise
-                template = "this server exports no snapshot, each query sees its own: {reason}"
-                self._note(text(template, reason=error.message))
+                self._note(text(OWN_SNAPSHOTS, reason=error.message))
             for note in login_notes(pgconn):
                 self._note(note)
 
@@ -2562,16 +2553,16 @@ class Database:
 
     def _new(self, campaign: Campaign) -> Session:
         """A session of its own; where the server grants a single one, that of the snapshot is given up for it."""
+        snapshot = self._snapshot
         try:
             return self._begun(campaign)
         except DatabaseError as error:
-            with self._lock:
-                if self._sessions.made > 1 or not error.scarce or not self._snapshot:
-                    raise
-                self._note(text("the server grants one database session only: each query sees its own snapshot"))
-                self._snapshot = ""
-                if self._holder:
-                    self._holder.close()
+            # Pgpool-II lets a login wait for ever; a blip looks the same, but not twice.
+            self._vain_logins += 1
+            error.scarce |= error.tries == AGAIN and self._vain_logins > 1
+            if self._sessions.made > 1 or not error.scarce or not snapshot:
+                raise
+            self._give_up(snapshot, error.message)
             return self._begun(campaign)
 
     def _begun(self, campaign: Campaign) -> Session:
@@ -2582,6 +2573,7 @@ class Database:
         except BaseException:
             session.close()
             raise
+        self._vain_logins = 0
         return session
 
     def close(self) -> None:
@@ -2599,12 +2591,12 @@ class Database:
         except DatabaseError as error:
             if error.tries == AGAIN:
                 raise
-            self._give_up(snapshot)
+            self._give_up(snapshot, error.message)
             message = text("{file}: the shared snapshot cannot be read any more", file=session.source)
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
-    def _give_up(self, snapshot: str) -> None:
-        """Forget a snapshot: it went with the holder, or this session came to another server than the holder."""
+    def _give_up(self, snapshot: str, reason: Text) -> None:
+        """Do without a snapshot that others cannot reach; one that went with its holder is made anew."""
         with self._lock:
             if not self._holder or self._snapshot != snapshot:
                 return
@@ -2613,8 +2605,9 @@ class Database:
             except PipelineError:
                 self._forget()
                 return
-            self._note(text("several servers behind one address share no snapshot: each query sees its own"))
+            self._note(text(OWN_SNAPSHOTS, reason=reason))
             self._snapshot = ""
+            self._holder.close()
 
     def _forget(self) -> None:
         with self._lock:
@@ -6282,9 +6275,6 @@ PORTUGUESE: dict[str, str] = {
     "the server grants no more than {count} {what}, mailings take turns: {reason}": (
         "o servidor não concede mais que {count} {what}, os mailings se revezam: {reason}"
     ),
-    "this server exports no snapshot, each query sees its own: {reason}": (
-        "este servidor não exporta um snapshot; cada consulta vê o seu: {reason}"
-    ),
     "{campaign}: {file} stays in doubt: {reason}": "{campaign}: {file} continua em dúvida: {reason}",
     "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
         "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
@@ -6350,6 +6340,7 @@ PORTUGUESE: dict[str, str] = {
         "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
+    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
     "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
         "a conexão com o PostgreSQL não é criptografada: PGSSLMODE=verify-full com PGSSLROOTCERT"
     ),
@@ -6360,13 +6351,7 @@ PORTUGUESE: dict[str, str] = {
     "the server grants {count} of {wanted} database sessions: mailings take turns": (
         "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
-    "the server grants one database session only: each query sees its own snapshot": (
-        "o servidor concede uma única sessão de banco: cada consulta vê o seu próprio snapshot"
-    ),
     "{file}: the shared snapshot cannot be read any more": "{file}: o snapshot comum não pode mais ser lido",
-    "several servers behind one address share no snapshot: each query sees its own": (
-        "vários servidores atrás de um endereço não compartilham um snapshot: cada consulta vê o seu"
-    ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
     ),

@@ -16,6 +16,7 @@ from local_servers import LocalPostgres
 from rig.poolers import (
     PGBOUNCER,
     PGPOOL,
+    Balancer,
     FromOutside,
     InstalledPostgres,
     LosesBegin,
@@ -65,10 +66,10 @@ def pgbouncer(rig: Rig, mode: str = "transaction", **settings: object) -> Iterat
 
 
 @contextlib.contextmanager
-def pgpool(rig: Rig) -> Iterator[Pgpool]:
+def pgpool(rig: Rig, **settings: object) -> Iterator[Pgpool]:
     """The program reads through Pgpool-II."""
     need(PGPOOL, "pgpool2")
-    with Pgpool(rig.stage.database) as pooler:
+    with Pgpool(rig.stage.database, **settings) as pooler:
         rig.settings(**pooler.environment())
         yield pooler
 
@@ -221,6 +222,52 @@ def test_a_pooler_that_loses_the_transaction_is_found_out(rig: Rig, read_only: s
         assert "transaction_isolation" in checked(rig, 5)
     with rig.stage.database.connect() as connection:
         assert connection.execute("SELECT count(*) FROM escrita WHERE nota = 'perdida'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("reserved", [0, 1])
+def test_a_pgpool_with_few_children_serves_every_mailing_in_turn(rig: Rig, reserved: int) -> None:
+    """83: with reserved_connections it refuses the next login, without it lets it wait for ever."""
+    names = [f"c{number}" for number in range(6)]
+    for name in names:
+        rig.campaign(name, pause_s=0.3)
+    rig.settings(RETRY_ATTEMPTS=2)
+    with pgpool(rig, num_init_children=2 + reserved, reserved_connections=reserved), rig.dialer():
+        assert rig.run().code == 0
+        rig.delivered(*names)
+
+
+def test_what_a_query_writes_through_pgpool_is_kept_with_its_mailing(rig: Rig) -> None:
+    """83: its temp table, its timeout and its COMMIT reach the one transaction."""
+    sql = (
+        "CREATE TEMP TABLE base AS SELECT '11980000001' AS telefone, current_setting('statement_timeout') AS limite;\n"
+        "INSERT INTO escrita VALUES ('pgpool');\nSELECT * FROM base"
+    )
+    rig.campaign("alfa", sql=sql, read_only="no", timeout=7)
+    with pgpool(rig), rig.dialer() as dialer:
+        for _ in range(2):
+            assert rig.run().code == 0
+            rig.clock.jump(3600, steady_too=True)
+        assert [arrival.path.read_bytes() for arrival in dialer.record] == [
+            b"telefone;limite\r\n11980000001;7s\r\n"
+        ] * 2
+    with rig.stage.database.connect() as connection:
+        assert connection.execute("DELETE FROM escrita WHERE nota = 'pgpool'").rowcount == 2
+
+
+# 82: several servers -------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_behind_an_address_of_several_servers_is_given_up(rig: Rig) -> None:
+    """82."""
+    need(installed_binaries(), "postgresql")
+    rig.campaigns("alfa", "beta", "gama", "delta")
+    second = InstalledPostgres()
+    second.password = rig.stage.database.password
+    with second, Balancer(rig.stage.database.port, second.port) as line, rig.dialer():
+        rig.settings(PGHOST=line.host, PGPORT=line.port)
+        assert rig.run().code == 0
+        rig.delivered("alfa", "beta", "gama", "delta")
+        assert rig.log().count("each query sees its own") == 1
 
 
 # 84: other languages -------------------------------------------------------------------------------------------------

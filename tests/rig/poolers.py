@@ -4,6 +4,7 @@ stand before it: PgBouncer, Pgpool-II, a line from another machine. All of them 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -145,7 +146,7 @@ class Pooler:
             return True
         return False
 
-    def _write(self, name: str, **settings: object) -> Path:
+    def _write(self, name: str, settings: dict[str, Any]) -> Path:
         path = self.folder / name
         path.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()), encoding="ascii")
         return path
@@ -170,7 +171,7 @@ class PgBouncer(Pooler):
             "max_client_conn": 200,
             "logfile": "",
         }
-        config = self._write("pgbouncer.ini", **common, **self._settings)
+        config = self._write("pgbouncer.ini", common | self._settings)
         head = f"[databases]\n* = host={self.database.host} port={self.database.port}\n[pgbouncer]\n"
         config.write_text(head + config.read_text(encoding="ascii"), encoding="ascii")
         return [str(PGBOUNCER), str(config)]
@@ -213,7 +214,7 @@ class Pgpool(Pooler):
             "enable_pool_hba": "on",
             "pool_passwd": f"'{passwords}'",
         }
-        config = self._write("pgpool.conf", **common, **nodes, **self._settings)
+        config = self._write("pgpool.conf", common | nodes | self._settings)
         return [str(PGPOOL), "-n", "-f", str(config), "-a", str(rules)]
 
 
@@ -224,6 +225,17 @@ class LosesBegin(Proxy):
         for begin in (b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", b"BEGIN READ WRITE"):
             data = data.replace(begin, b"SELECT 1".ljust(len(begin)))
         return data
+
+
+class Balancer(Proxy):
+    """One address and several servers behind it, in turn: HAProxy's or a Kubernetes service's way."""
+
+    def __init__(self, *ports: int) -> None:
+        self._ports = itertools.cycle(ports)
+        super().__init__(ports[0])
+
+    def connected(self) -> int:
+        return next(self._ports)
 
 
 class FromOutside(Proxy):

@@ -139,6 +139,10 @@ class Proxy:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="proxy", daemon=True).start()
 
+    def connected(self) -> int:
+        """The port of the server that the next client gets."""
+        return self.target_port
+
     def altered(self, data: bytes) -> bytes:
         """What arrives of some bytes; a proxy that lies overrides this."""
         return data
@@ -173,7 +177,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         self._answering.wait()
         try:
-            server = socket.create_connection((LOOPBACK, self.target_port), timeout=10)
+            server = socket.create_connection((LOOPBACK, self.connected()), timeout=10)
         except OSError:
             reset(client)
             return
