@@ -2251,7 +2251,6 @@ def bounded_connection() -> type[psycopg.Connection[Any]]:
     return BoundedConnection
 
 
-OWN_SNAPSHOTS = "no common snapshot, each query sees its own: {reason}"
 READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -2487,14 +2486,14 @@ class Database:
             pgconn = holder.connection.pgconn
             reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
             self._pin = {key: value for key, value in reached.items() if value}
-            self._holder, self._snapshot = holder, ""
+            self._holder = holder
             try:
                 self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
                     self._forget()
                     raise
-                self._note(text(OWN_SNAPSHOTS, reason=error.message))
+                self._go_alone(error.message)
             for note in login_notes(pgconn):
                 self._note(note)
 
@@ -2595,6 +2594,10 @@ class Database:
             message = text("{file}: the shared snapshot cannot be read any more", file=session.source)
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
+    def _go_alone(self, reason: Text) -> None:
+        self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
+        self._snapshot = ""
+
     def _give_up(self, snapshot: str, reason: Text) -> None:
         """Do without a snapshot that others cannot reach; one that went with its holder is made anew."""
         with self._lock:
@@ -2605,8 +2608,7 @@ class Database:
             except PipelineError:
                 self._forget()
                 return
-            self._note(text(OWN_SNAPSHOTS, reason=reason))
-            self._snapshot = ""
+            self._go_alone(reason)
             self._holder.close()
 
     def _forget(self) -> None:
@@ -6340,7 +6342,6 @@ PORTUGUESE: dict[str, str] = {
         "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
-    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
     "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
         "a conexão com o PostgreSQL não é criptografada: PGSSLMODE=verify-full com PGSSLROOTCERT"
     ),
@@ -6351,6 +6352,7 @@ PORTUGUESE: dict[str, str] = {
     "the server grants {count} of {wanted} database sessions: mailings take turns": (
         "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
+    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
     "{file}: the shared snapshot cannot be read any more": "{file}: o snapshot comum não pode mais ser lido",
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
