@@ -2012,9 +2012,9 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
 
 
 class Pool(Generic[T]):
-    """Sessions or channels for threads: a free one, a new one or, where the server grants no more, one that comes back.
+    """Sessions or channels for threads: a free one, a new one, or the next to come back.
 
-    Scarce is not down: a server that refuses one more while others are in use is used with those it has.
+    Scarce is not down: a server that refuses one more while others are in use is used with those.
     """
 
     def __init__(self, stop: Stop, what: Text) -> None:
@@ -2025,7 +2025,7 @@ class Pool(Generic[T]):
         self._most = 64  # what the server grants, as far as we know
 
     def take(self, make: Callable[[], T]) -> T:
-        """One for this thread alone, until it gives it back. Raises what make raises when none is there at all."""
+        """One for this thread alone, until given back. Raises what make raises if none is there at all."""
         while True:
             with self.changed:
                 while not self._free and self.made >= self._most:
@@ -2066,8 +2066,8 @@ class Pool(Generic[T]):
 
 
 CANCEL_TIMEOUT_S = 3
-LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
-GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
+LOCK_TIMEOUT_S = 30  # no mailing queues behind someone's ALTER TABLE until its statement_timeout
+GRACE_S = 15  # what a server may take beyond statement_timeout to say so: then it counts as frozen
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
 PROBE_TIMEOUT_S = 3
 
@@ -2087,9 +2087,9 @@ PASSWORD_WRONG = text("the password or the user is wrong")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by exception class.
+    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by class.
 
-    says: words of our own for what people meet every week; None: the server's or the library's words.
+    says: words of our own for what people meet every week; None: the server's or library's words.
     """
 
     pattern: str
@@ -2101,15 +2101,16 @@ class Rule:
     lost: bool = False  # the connection is of no use any more
 
 
-# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet; Pgpool-II
-# says so before it is asked.
+# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet.
+# Pgpool-II says so where TLS is asked for.
 SCARCE = Rule(
-    r"too many|connection limit|max_client_conn|response during SSL|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
+    r"too many|connection limit|max_client_conn|response during SSL"
+    r"|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
     AGAIN,
     LATER,
 )
-# While connecting libpq gives no SQLSTATE. What no rule knows is worth another try (reset, starting up, shutting
-# down), but for what `refuses_login`.
+# While connecting libpq gives no SQLSTATE. What no rule knows is worth another try (reset, starting
+# up, shutting down), but for what `refuses_login`.
 CONNECT_RULES = (
     SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
@@ -2120,7 +2121,8 @@ CONNECT_RULES = (
         text("take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"),
     ),
     Rule(
-        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)|definition of service",
+        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
+        r"|definition of service",
         NEVER,
         CHECK_SETTINGS,
     ),
@@ -2131,7 +2133,7 @@ CONNECT_RULES = (
 )
 LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last takes the rest.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits all.
 SQLSTATE_RULES = (
     Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
     Rule(r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
@@ -2150,9 +2152,10 @@ SQLSTATE_RULES = (
     Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
 )
 
-# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only the
-# name of their class is told. Those of the second list quote one too when they come from inside a function
-# or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text is told.
+# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only
+# the name of their class is told. Those of the second list quote one too when they come from inside a
+# function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text
+# is told.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
@@ -2160,8 +2163,8 @@ TELLING_OF_THE_QUERY = ("0A", "42", "54")
 def refuses_login(told: str, names: Iterable[str]) -> bool:
     """Whether the server itself speaks, and of our user or our database: the login is wrong.
 
-    PostgreSQL quotes them in every language, and in no message about something that passes but SCARCE. Two
-    blanks stand behind its word for FATAL; libpq's own words have none.
+    PostgreSQL quotes them in every language, and in no message about something that passes but SCARCE.
+    Two blanks stand behind its word for FATAL, and in none of libpq's own messages.
     """
     quote = r"[\"'«»“”„‘’‚「」\ufffd]"
     own = "|".join(map(re.escape, names))
@@ -2193,16 +2196,17 @@ def quotes_only(told: str, sql: str) -> bool:
 def query_error(
     sqlstate: str, told: str, where: Text | str, own: bool, inside: bool, hidden: Iterable[str] = ()
 ) -> DatabaseError:
-    """An error of the server inside a query file, classified; without a SQLSTATE the connection was lost.
+    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
 
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text and
-    whose code are anybody's: it may quote a row, or mean another server.
+    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text
+    and whose code are anybody's: it may quote a row, or mean another server.
     """
     from psycopg import errors
 
     if not sqlstate:
         message = text("{where}: the connection to the database was lost", where=where)
-        return DatabaseError(message, text("check the network, and whether PostgreSQL was restarted"), tries=AGAIN)
+        hint = text("check the network, and whether PostgreSQL was restarted")
+        return DatabaseError(message, hint, tries=AGAIN)
     rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
     group = sqlstate[:2]
     if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
@@ -2210,7 +2214,8 @@ def query_error(
             told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
         except KeyError:
             told = "error"
-    message = text("{where}: {reason} ({code})", where=where, reason=foreign(told, hidden), code=sqlstate)
+    reason = foreign(told, hidden)
+    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=sqlstate)
     return DatabaseError(message, rule.hint, tries=rule.tries, wide=rule.wide and not inside)
 
 
@@ -2225,10 +2230,10 @@ def greeting(host: str, port: int, question: bytes = b"") -> bytes:
 
 @functools.cache
 def bounded_connection() -> type[psycopg.Connection[Any]]:
-    """psycopg's Connection, whose every wait looks at `look` each time that psycopg comes round (every 0.1 s).
+    """psycopg's Connection; each time that psycopg comes round in a wait (every 0.1 s) it calls `look`.
 
-    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread wakes
-    nobody: this ends any wait, on every system, while execute and copy are used as everybody uses them.
+    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread
+    wakes nobody: this ends any wait, on every system, and execute and copy are used as by everybody.
     """
     import psycopg
 
@@ -2255,7 +2260,7 @@ READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class Session:
-    """A connection inside a campaign's transaction. After any error it must be closed, not used again."""
+    """A connection inside a campaign's transaction. After any error it must be closed, not reused."""
 
     def __init__(self, connection: psycopg.Connection[Any], stop: Stop, settings: Settings) -> None:
         self.connection, self.stop, self.hidden = connection, stop, settings.secrets
@@ -2264,12 +2269,13 @@ class Session:
         self._is_proven = False
         theirs, ours = map(connection.info.parameter_status, ("server_encoding", "client_encoding"))
         self.encoding = "UTF8"
+        # A database that does not know what its bytes are: PGCLIENTENCODING says it.
         if theirs == "SQL_ASCII" and ours and ours != theirs:
-            self.encoding = ours  # that database does not know what its bytes are: PGCLIENTENCODING says it
+            self.encoding = ours
         connection.look = self._look  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close the connection; a query that is under way is cancelled, or the server would go on with it."""
+        """Close the connection; a query under way is cancelled, or the server would go on with it."""
         import psycopg
 
         if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
@@ -2288,7 +2294,10 @@ class Session:
             raise
 
     def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction, if none is. BEGIN goes out alone: Pgpool-II loses what is sent with it."""
+        """Open the campaign's transaction, if none is.
+
+        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray.
+        """
         import psycopg
 
         if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
@@ -2308,7 +2317,7 @@ class Session:
         self._prove({**limits, **self.lasting, **texts}, campaign)
         for statement in campaign.prelude:
             self.run(statement.text, statement.line)
-            self.set(texts)
+            self.set_local(texts)
 
     @property
     def lasting(self) -> dict[str, str]:
@@ -2318,7 +2327,7 @@ class Session:
             names.append("transaction_timeout")
         return dict.fromkeys(names, "0")
 
-    def set(self, values: Mapping[str, str]) -> tuple[str, ...]:
+    def set_local(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """Set these for the transaction; the values as the server shows them."""
         return self._row(f"set_config('{name}', '{value}', true)" for name, value in values.items())
 
@@ -2326,11 +2335,12 @@ class Session:
         return self.run(f"SELECT {', '.join(expressions)}").fetchone() or ()
 
     def _prove(self, values: Mapping[str, str], campaign: Campaign) -> None:
-        """Set these, and look once in each session whether they hold: a pooler may share statements out."""
-        wanted = self.set(values)
+        """Set these, and look once in each session whether they hold: poolers share statements out."""
+        wanted = self.set_local(values)
         if self._is_proven:
             return
-        *found, isolation = self._row(f"current_setting('{name}')" for name in (*values, "transaction_isolation"))
+        names = (*values, "transaction_isolation")
+        *found, isolation = self._row(f"current_setting('{name}')" for name in names)
         if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
             template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
             hint = text("a pooler shares one session's statements out: switch off its load balancing for PGUSER")
@@ -2343,7 +2353,7 @@ class Session:
             return self.connection.execute(self._bytes(sql))
 
     def commit(self) -> None:
-        """Keep what the query wrote, but its temp tables: behind a pooler they would meet somebody else."""
+        """Keep what the query wrote, but no temp tables: behind a pooler they meet somebody else."""
         self.run("DISCARD TEMP")
         self.run("COMMIT")
 
@@ -2351,7 +2361,7 @@ class Session:
         return sql.encode(self.connection.info.encoding, "replace")
 
     def columns(self, select: Statement) -> tuple[str, ...]:
-        """The names of the columns that the mailing's statement would return; the server plans nothing yet."""
+        """The names of the columns that the mailing's statement would return; nothing is planned yet."""
         from psycopg import generators
 
         with self._asking(select.text, select.line):
@@ -2367,7 +2377,7 @@ class Session:
     def copy(self, select: Statement) -> Iterator[Iterator[bytearray]]:
         """The mailing's rows as the server's own text (COPY, text format), in blocks of whole rows.
 
-        The query is under way when the block begins, so that the server works while pandas is imported.
+        The query is under way when the block begins: the server works while pandas is imported.
         """
         sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING '{self.encoding}')"
         with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(self._bytes(sql)) as copy:
@@ -2378,7 +2388,10 @@ class Session:
         return bytearray(block.decode(self.connection.info.encoding, "replace").encode())
 
     def _blocks(self, copy: psycopg.Copy) -> Iterator[bytearray]:
-        """copy.read() waits for a row; what is there is taken from libpq: `for row in copy` takes twice as long."""
+        """copy.read() waits for a row; what came with it is taken from libpq.
+
+        `for row in copy` takes twice as long.
+        """
         from psycopg import generators
 
         pgconn, block, size = self.connection.pgconn, bytearray(), 0
@@ -2391,7 +2404,7 @@ class Session:
                 if size > 0:
                     block += arrived
                     is_fresh = True
-                elif size == 0 and is_fresh:  # what has come to the socket meanwhile needs no wait either
+                elif size == 0 and is_fresh:  # what has come meanwhile needs no wait either
                     pgconn.consume_input()
                     is_fresh = False
                 else:
@@ -2458,8 +2471,8 @@ def login_notes(pgconn: PGconn) -> list[Text]:
 class Database:
     """The sessions of one run, and the snapshot that all its queries read.
 
-    One session, the holder, exports the snapshot and stays open; the others import it. They all go to the
-    host that the holder reached, since a snapshot lives on one server.
+    One session, the holder, exports the snapshot and stays open; the others import it. They all go to
+    the host that the holder reached, since a snapshot lives on one server.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -2501,12 +2514,12 @@ class Database:
     def _export(holder: Session) -> str:
         holder.source = "snapshot"
         holder.enter(READ_ONLY)
-        holder.set(holder.lasting)  # an idle transaction is what the holder is
+        holder.set_local(holder.lasting)  # an idle transaction is what the holder is
         row = holder.run("SELECT pg_export_snapshot()").fetchone()
         return str(row[0]) if row else ""
 
     def probe(self, campaigns: Sequence[Campaign]) -> None:
-        """Log in once for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
+        """Log in for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
 
         Notes are for --check from now on, and not for the log.
         """
@@ -2520,7 +2533,8 @@ class Database:
                     if not error.scarce:
                         raise
                     template = "the server grants {count} of {wanted} database sessions: mailings take turns"
-                    return self._note(text(template, count=max(1, count), wanted=len(campaigns)))
+                    count = max(1, count)  # the snapshot's will be given up
+                    return self._note(text(template, count=count, wanted=len(campaigns)))
 
     def _note(self, note: Text) -> None:
         """Say this once in a run."""
@@ -2532,7 +2546,7 @@ class Database:
 
     @contextlib.contextmanager
     def session(self, campaign: Campaign) -> Iterator[Session]:
-        """A session inside the campaign's transaction, on the run's snapshot. What is not committed is rolled back."""
+        """A session in the campaign's transaction, on the run's snapshot. What is not committed is undone."""
         self.open()
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
@@ -2541,7 +2555,7 @@ class Database:
                 self._import(session)
             session.prepare(campaign)
             yield session
-            with contextlib.suppress(PipelineError):  # the rows are here: a session that is gone costs nobody anything
+            with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
                 session.run("ROLLBACK")
                 session.run("DISCARD ALL")  # PREPARE, SET, temp tables and locks outlive a ROLLBACK
                 sound = True
@@ -2551,7 +2565,7 @@ class Database:
             self._sessions.give_back(session, sound)
 
     def _new(self, campaign: Campaign) -> Session:
-        """A session of its own; where the server grants a single one, that of the snapshot is given up for it."""
+        """A new session; for the only one that a server grants, the snapshot's is given up."""
         snapshot = self._snapshot
         try:
             return self._begun(campaign)
@@ -2565,7 +2579,7 @@ class Database:
             return self._begun(campaign)
 
     def _begun(self, campaign: Campaign) -> Session:
-        """A new session inside the campaign's transaction: a pooler grants it with the BEGIN, not with the login."""
+        """A new session in the campaign's transaction: a pooler grants it with BEGIN, not with the login."""
         session = self._connect()
         try:
             session.begin(campaign)
@@ -2582,7 +2596,7 @@ class Database:
         self._forget()
 
     def _import(self, session: Session) -> None:
-        """Make the session see the run's snapshot; where that cannot be, the next try sees another one, or its own."""
+        """Make the session see the run's snapshot; else the next try sees another one, or its own."""
         if not (snapshot := self._snapshot):
             return
         try:
@@ -2599,7 +2613,7 @@ class Database:
         self._snapshot = ""
 
     def _give_up(self, snapshot: str, reason: Text) -> None:
-        """Do without a snapshot that others cannot reach; one that went with its holder is made anew."""
+        """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
             if not self._holder or self._snapshot != snapshot:
                 return
@@ -2636,8 +2650,8 @@ class Database:
         try:
             connection = bounded_connection().connect(**options, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
-            if "," in settings.libpq.get("host", ""):  # another host may serve: then with a snapshot of its own
-                self._forget()
+            if "," in settings.libpq.get("host", ""):
+                self._forget()  # another host may serve: then with a snapshot of its own
             raise self._fault(error) from None
         return Session(connection, self.stop, settings)
 
