@@ -2122,7 +2122,7 @@ CONNECT_RULES = (
     ),
     Rule(
         r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
-        r"|definition of service",
+        r"|definition of service|codec not available",
         NEVER,
         CHECK_SETTINGS,
     ),
@@ -2267,11 +2267,7 @@ class Session:
         self.patience_s = settings.connect_timeout_seconds
         self.source, self.timeout_s, self._limit_s = "", self.patience_s, 0.0
         self._is_proven = False
-        theirs, ours = map(connection.info.parameter_status, ("server_encoding", "client_encoding"))
-        self.encoding = "UTF8"
-        # A database that does not know what its bytes are: PGCLIENTENCODING says it.
-        if theirs == "SQL_ASCII" and ours and ours != theirs:
-            self.encoding = ours
+        self.encoding = (connection.pgconn.parameter_status(b"client_encoding") or b"UTF8").decode()
         connection.look = self._look  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -2643,17 +2639,24 @@ class Database:
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
-            "client_encoding": "UTF8",
         }
         os.environ.update(settings.libpq_environment)  # libpq reads these nowhere else
-        options = defaults | dict(settings.libpq) | self._pin
+        options = defaults | dict(settings.libpq) | self._pin | {"client_encoding": "UTF8"}
         try:
             connection = bounded_connection().connect(**options, autocommit=True, prepare_threshold=None)
+            if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+                self._say_encoding(connection)
         except psycopg.Error as error:
             if "," in settings.libpq.get("host", ""):
                 self._forget()  # another host may serve: then with a snapshot of its own
             raise self._fault(error) from None
         return Session(connection, self.stop, settings)
+
+    def _say_encoding(self, connection: psycopg.Connection[Any]) -> None:
+        """This database does not know what its bytes are: PGCLIENTENCODING says it."""
+        encoding = self.settings.libpq.get("client_encoding", "UTF8")
+        if encoding.upper() not in ("SQL_ASCII", "AUTO"):
+            connection.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
 
     def _fault(self, refusal: psycopg.Error) -> DatabaseError:
         """Why no connection came about; an SSH server on that port is told as that."""

@@ -168,7 +168,7 @@ def test_a_pool_that_others_keep_busy_is_waited_for(rig: Rig) -> None:
         rig.delivered("alfa", "beta")
 
 
-def test_a_pooler_that_breaks_off_a_query_costs_no_mailing(rig: Rig) -> None:
+def test_a_query_that_a_pooler_breaks_off_is_tried_again(rig: Rig) -> None:
     """83: 08P01 in the middle of a transaction."""
     rig.campaign("alfa", pause_s=2)
     rig.settings(**PATIENT)
@@ -404,12 +404,26 @@ def test_latin1_bytes_without_a_word_about_them_are_told_as_that(rig: Rig, colum
         rig.delivered("beta")
 
 
-def test_a_client_encoding_spoils_no_database_that_knows_its_own(rig: Rig) -> None:
+@pytest.mark.parametrize("encoding", ["cp1252", "EUC_TW"])
+def test_a_client_encoding_that_nobody_knows_is_told_once(rig: Rig, encoding: str) -> None:
+    """84."""
+    rig.campaign("alfa", sql="SELECT telefone FROM pessoas")
+    rig.settings(PGCLIENTENCODING=encoding)
+    with old_database(rig), rig.dialer():
+        program = rig.run()
+        assert program.code in (4, 5)
+        assert "internal error" not in program.output and " retry " not in rig.log()
+        rig.delivered()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_TW"])
+def test_a_client_encoding_spoils_no_database_that_knows_its_own(rig: Rig, encoding: str) -> None:
     """84."""
     rig.campaign("alfa", sql="SELECT 'João ☎' AS nome")
-    rig.settings(PGCLIENTENCODING="LATIN1")
+    rig.settings(PGCLIENTENCODING=encoding)
     with rig.dialer() as dialer:
         assert rig.run().code == 0
+        assert "WARNING" not in rig.log()
         assert dialer.record[0].path.read_bytes().decode() == "nome\r\nJoão ☎\r\n"
 
 
