@@ -64,6 +64,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
     from dotenv.parser import Binding
-    from psycopg.pq.abc import PGresult
+    from psycopg.pq.abc import PGconn, PGresult
     from rich.console import Console
     from rich.table import Table
 
@@ -2013,9 +2014,9 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
 
 
 class Pool(Generic[T]):
-    """Sessions or channels for threads: a free one, a new one or, where the server grants no more, one that comes back.
+    """Sessions or channels for threads: a free one, a new one, or the next to come back.
 
-    Scarce is not down: a server that refuses one more while others are in use is used with those it has.
+    Scarce is not down: a server that refuses one more while others are in use is used with those.
     """
 
     def __init__(self, stop: Stop, what: Text) -> None:
@@ -2026,7 +2027,7 @@ class Pool(Generic[T]):
         self._most = 64  # what the server grants, as far as we know
 
     def take(self, make: Callable[[], T]) -> T:
-        """One for this thread alone, until it gives it back. Raises what make raises when none is there at all."""
+        """One for this thread alone, until given back. Raises what make raises if none is there at all."""
         while True:
             with self.changed:
                 while not self._free and self.made >= self._most:
@@ -2037,16 +2038,13 @@ class Pool(Generic[T]):
                 self.made += 1
             try:
                 return make()
-            except PipelineError as error:
+            except BaseException as error:
                 self._uncount()
-                if not error.scarce or not self.made:
+                if not (isinstance(error, PipelineError) and error.scarce and self.made):
                     raise
                 self._most = self.made
                 template = "the server grants no more than {count} {what}, mailings take turns: {reason}"
                 log.warning(text(template, count=self.made, what=self.what, reason=error.message))
-            except BaseException:
-                self._uncount()
-                raise
 
     def give_back(self, item: T, sound: bool) -> None:
         """For the next one; what is not sound is forgotten."""
@@ -2070,8 +2068,8 @@ class Pool(Generic[T]):
 
 
 CANCEL_TIMEOUT_S = 3
-LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
-GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
+LOCK_TIMEOUT_S = 30  # no mailing queues behind someone's ALTER TABLE until its statement_timeout
+GRACE_S = 15  # what a server may take beyond statement_timeout to say so: then it counts as frozen
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
 PROBE_TIMEOUT_S = 3
 
@@ -2081,6 +2079,8 @@ CHECK_NETWORK = text("check PGHOST, PGPORT and the network; is PostgreSQL runnin
 CHECK_LOGIN = text("check PGUSER and PGPASSWORD (or .pgpass)")
 WRITES_HINT = text("the query writes; if it must (temp tables), add '-- read_only: no'")
 CHECK_SETTINGS = text("check the PG… settings in config.env")
+CHECK_IDENTITY = text("check PGUSER, PGPASSWORD and PGDATABASE")
+CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
 NAME_UNKNOWN = text("this name is unknown")
@@ -2089,9 +2089,9 @@ PASSWORD_WRONG = text("the password or the user is wrong")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by exception class.
+    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by class.
 
-    says: words of our own for what people meet every week; None: the server's or the library's words.
+    says: words of our own for what people meet every week; None: the server's or library's words.
     """
 
     pattern: str
@@ -2103,15 +2103,28 @@ class Rule:
     lost: bool = False  # the connection is of no use any more
 
 
-# While connecting libpq gives no SQLSTATE, and the text is in the server's language: English and Portuguese
-# here. What no rule knows is worth another try: reset, too many connections, starting up, shutting down.
+# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet.
+# Pgpool-II says so where TLS is asked for.
+SCARCE = Rule(
+    r"too many|connection limit|max_client_conn|response during SSL"
+    r"|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
+    AGAIN,
+    LATER,
+)
+# While connecting libpq gives no SQLSTATE. What no rule knows is worth another try (reset, starting
+# up, shutting down), but for what `refuses_login`.
 CONNECT_RULES = (
+    SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
-    Rule(r'(database|banco de dados) ".*" (does not exist|não existe)', NEVER, text("check PGDATABASE")),
-    Rule(r'role ".*" (does not exist|não existe)|not permitted to log in', NEVER, text("check PGUSER")),
     Rule(r"pg_hba", NEVER, text("ask the database administrator to let this PC in (pg_hba.conf)")),
     Rule(
-        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)|definition of service",
+        r"unsupported startup parameter",
+        NEVER,
+        text("take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"),
+    ),
+    Rule(
+        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
+        r"|definition of service|codec not available",
         NEVER,
         CHECK_SETTINGS,
     ),
@@ -2120,45 +2133,56 @@ CONNECT_RULES = (
     Rule(r"timeout expired|timed out|10060", AGAIN, CHECK_NETWORK, TIMED_OUT),
     Rule(r"", AGAIN, CHECK_NETWORK),
 )
+LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last takes the rest.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits all.
 SQLSTATE_RULES = (
-    Rule(r"28...|3D000", NEVER, text("check PGUSER, PGPASSWORD and PGDATABASE"), wide=True),
-    Rule(r"08(000|001|003|006)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
+    Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
+    Rule(r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
     Rule(r"55P03", AGAIN, text("another session locks a table of this query; ask who changes it at this hour")),
     Rule(r"57014", ONCE_MORE, text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")),
     Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
     Rule(r"25006", NEVER, WRITES_HINT),
     Rule(r"42501", NEVER, text("ask for SELECT on that table for this PGUSER")),
     Rule(r"42...|0A...", NEVER, text("correct the query; --check tries it without sending")),
+    Rule(
+        r"22021",
+        NEVER,
+        text("the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"),
+    ),
     Rule(r"22...", NEVER, text("a value does not fit; run the query in an SQL tool (values are not logged)")),
     Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
 )
 
-# A server, a role or a pooler that has no session left, in libpq's words or PostgreSQL's.
-SCARCE = re.compile(r"too many|connection limit|connection slots|max_client_conn|muitas conexões|demais", re.IGNORECASE)
-
-# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only the
-# name of their class is told. Those of the second list quote one too when they come from inside a function
-# or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text is told.
+# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only
+# the name of their class is told. Those of the second list quote one too when they come from inside a
+# function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text
+# is told.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
 
-def connect_error(told: str, where: str, hidden: Iterable[str] = ()) -> DatabaseError:
-    """What libpq said while connecting to `where`, classified."""
+def refuses_login(told: str, names: Iterable[str]) -> bool:
+    """Whether the server itself speaks, and of our user or our database: the login is wrong.
+
+    PostgreSQL quotes them in every language, and in no message about something that passes but SCARCE.
+    Two blanks stand behind its word for FATAL, and in none of libpq's own messages.
+    """
+    quote = r"[\"'«»“”„‘’‚「」\ufffd]"
+    own = "|".join(map(re.escape, names))
+    return bool(re.search(rf":  .*{quote}\s?({own})\s?{quote}", told))
+
+
+def connect_error(told: str, where: str, hidden: Iterable[str] = (), names: Iterable[str] = ()) -> DatabaseError:
+    """What was said while connecting to `where`, classified. names: our user and our database."""
     rule = next(rule for rule in CONNECT_RULES if re.search(rule.pattern, told, re.IGNORECASE))
+    if rule.tries == AGAIN and rule is not SCARCE and refuses_login(told, names):
+        rule = LOGIN_REFUSED
     reason = rule.says or foreign(told, hidden)
     message = text("database at {where}: {reason}", where=where, reason=reason)
     error = DatabaseError(message, rule.hint, tries=rule.tries, wide=True)
-    error.scarce = bool(SCARCE.search(told))
+    error.scarce = rule is SCARCE
     return error
-
-
-def lost_in(where: Text | str) -> DatabaseError:
-    """The connection broke in the middle of a query."""
-    message = text("{where}: the connection to the database was lost", where=where)
-    return DatabaseError(message, text("check the network, and whether PostgreSQL was restarted"), tries=AGAIN)
 
 
 def place_in(source: str, line: int) -> Text | str:
@@ -2174,15 +2198,17 @@ def quotes_only(told: str, sql: str) -> bool:
 def query_error(
     sqlstate: str, told: str, where: Text | str, own: bool, inside: bool, hidden: Iterable[str] = ()
 ) -> DatabaseError:
-    """An error of the server inside a query file, classified; without a SQLSTATE the connection was lost.
+    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
 
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text and
-    whose code are anybody's: it may quote a row, or mean another server.
+    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text
+    and whose code are anybody's: it may quote a row, or mean another server.
     """
     from psycopg import errors
 
     if not sqlstate:
-        return lost_in(where)
+        message = text("{where}: the connection to the database was lost", where=where)
+        hint = text("check the network, and whether PostgreSQL was restarted")
+        return DatabaseError(message, hint, tries=AGAIN)
     rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
     group = sqlstate[:2]
     if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
@@ -2190,7 +2216,8 @@ def query_error(
             told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
         except KeyError:
             told = "error"
-    message = text("{where}: {reason} ({code})", where=where, reason=foreign(told, hidden), code=sqlstate)
+    reason = foreign(told, hidden)
+    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=sqlstate)
     return DatabaseError(message, rule.hint, tries=rule.tries, wide=rule.wide and not inside)
 
 
@@ -2205,10 +2232,10 @@ def greeting(host: str, port: int, question: bytes = b"") -> bytes:
 
 @functools.cache
 def bounded_connection() -> type[psycopg.Connection[Any]]:
-    """psycopg's Connection, whose every wait looks at `look` each time that psycopg comes round (every 0.1 s).
+    """psycopg's Connection; each time that psycopg comes round in a wait (every 0.1 s) it calls `look`.
 
-    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread wakes
-    nobody: this ends any wait, on every system, while execute and copy are used as everybody uses them.
+    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread
+    wakes nobody: this ends any wait, on every system, and execute and copy are used as by everybody.
     """
     import psycopg
 
@@ -2231,16 +2258,22 @@ def bounded_connection() -> type[psycopg.Connection[Any]]:
     return BoundedConnection
 
 
-class Session:
-    """A connection inside a campaign's transaction. After any error it must be closed, not used again."""
+READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-    def __init__(self, connection: psycopg.Connection[Any], stop: Stop, hidden: Iterable[str]) -> None:
-        self.connection, self.stop, self.hidden = connection, stop, hidden
-        self.source, self.timeout_s, self._limit_s = "", 30, 0.0
+
+class Session:
+    """A connection inside a campaign's transaction. After any error it must be closed, not reused."""
+
+    def __init__(self, connection: psycopg.Connection[Any], stop: Stop, settings: Settings) -> None:
+        self.connection, self.stop, self.hidden = connection, stop, settings.secrets
+        self.patience_s = settings.connect_timeout_seconds
+        self.source, self.timeout_s, self._limit_s = "", self.patience_s, 0.0
+        self._is_proven = False
+        self.encoding = (connection.pgconn.parameter_status(b"client_encoding") or b"UTF8").decode()
         connection.look = self._look  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close the connection; a query that is under way is cancelled, or the server would go on with it."""
+        """Close the connection; a query under way is cancelled, or the server would go on with it."""
         import psycopg
 
         if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
@@ -2248,56 +2281,115 @@ class Session:
                 self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
         self.connection.close()
 
+    def enter(self, begin: str) -> None:
+        """BEGIN. A pooler that has no connection free lets it wait, or breaks it off: scarce."""
+        self.timeout_s = self.patience_s
+        try:
+            self.run(begin)
+        except DatabaseError as error:
+            if error.tries != NEVER:
+                error.tries, error.scarce = AGAIN, True
+            raise
+
     def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction. BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray."""
-        self.source, self.timeout_s = campaign.source, campaign.timeout_s
-        self.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if campaign.read_only else "BEGIN READ WRITE")
+        """Open the campaign's transaction, if none is.
+
+        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray.
+        """
+        import psycopg
+
+        if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.source = campaign.source
+            self.enter(READ_ONLY if campaign.read_only else "BEGIN READ WRITE")
+            self.timeout_s = campaign.timeout_s
 
     def prepare(self, campaign: Campaign) -> None:
         """Everything that the mailing's statement needs before it."""
+        # Whatever the prelude set, the texts that follow are read as they were written.
+        texts = {"client_encoding": self.encoding, "standard_conforming_strings": "on"}
         limits = {
             "statement_timeout": f"{campaign.timeout_s}s",
             "lock_timeout": f"{min(LOCK_TIMEOUT_S, campaign.timeout_s)}s",
-            "idle_in_transaction_session_timeout": "0",  # one that writes stays open until its mailing is out
             "DateStyle": "ISO",
-            "standard_conforming_strings": "on",  # a role may have it off
         }
-        self.run("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
+        self._prove({**limits, **self.lasting, **texts}, campaign)
         for statement in campaign.prelude:
             self.run(statement.text, statement.line)
-            # Whatever it set, the texts that follow are UTF-8 and are read as they were written.
-            self.run("SET LOCAL client_encoding = 'UTF8'; SET LOCAL standard_conforming_strings = on")
+            self.set_local(texts)
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """What keeps a transaction open until its mailing is out, or until the run is over."""
+        names = ["idle_in_transaction_session_timeout"]
+        if self.connection.info.server_version >= 170000:
+            names.append("transaction_timeout")
+        return dict.fromkeys(names, "0")
+
+    def set_local(self, values: Mapping[str, str]) -> tuple[str, ...]:
+        """Set these for the transaction; the values as the server shows them."""
+        return self._row(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+
+    def _row(self, expressions: Iterable[str]) -> tuple[str, ...]:
+        return self.run(f"SELECT {', '.join(expressions)}").fetchone() or ()
+
+    def _prove(self, values: Mapping[str, str], campaign: Campaign) -> None:
+        """Set these, and look once in each session whether they hold: poolers share statements out."""
+        wanted = self.set_local(values)
+        if self._is_proven:
+            return
+        names = (*values, "transaction_isolation")
+        *found, isolation = self._row(f"current_setting('{name}')" for name in names)
+        if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
+            template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
+            hint = text("a pooler shares one session's statements out: switch off its load balancing for PGUSER")
+            raise DatabaseError(text(template, file=self.source, found=isolation), hint, wide=True)
+        self._is_proven = True
 
     def run(self, sql: str, line: int = 0) -> psycopg.Cursor[Any]:
         """The last result of sql, which stands in the source from that line on."""
         with self._asking(sql, line):
-            return self.connection.execute(sql.encode())
+            return self.connection.execute(self._bytes(sql))
+
+    def commit(self) -> None:
+        """Keep what the query wrote, but no temp tables: behind a pooler they meet somebody else."""
+        self.run("DISCARD TEMP")
+        self.run("COMMIT")
+
+    def _bytes(self, sql: str) -> bytes:
+        return sql.encode(self.connection.info.encoding, "replace")
 
     def columns(self, select: Statement) -> tuple[str, ...]:
-        """The names of the columns that the mailing's statement would return; the server plans nothing yet."""
+        """The names of the columns that the mailing's statement would return; nothing is planned yet."""
         from psycopg import generators
 
         with self._asking(select.text, select.line):
             pgconn = self.connection.pgconn
-            pgconn.send_prepare(b"", select.text.encode())
+            pgconn.send_prepare(b"", self._bytes(select.text))
             self._ended(self.connection.wait(generators.execute(pgconn)))
             pgconn.send_describe_prepared(b"")
             described = self._ended(self.connection.wait(generators.execute(pgconn)))
         names = [described.fname(index) or b"" for index in range(described.nfields)]
-        return tidy_names([name.decode("utf-8", "replace") for name in names])
+        return tidy_names([name.decode(self.connection.info.encoding, "replace") for name in names])
 
     @contextlib.contextmanager
     def copy(self, select: Statement) -> Iterator[Iterator[bytearray]]:
         """The mailing's rows as the server's own text (COPY, text format), in blocks of whole rows.
 
-        The query is under way when the block begins, so that the server works while pandas is imported.
+        The query is under way when the block begins: the server works while pandas is imported.
         """
-        sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING 'UTF8')"
-        with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(sql.encode()) as copy:
-            yield self._blocks(copy)
+        sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING '{self.encoding}')"
+        with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(self._bytes(sql)) as copy:
+            blocks = self._blocks(copy)
+            yield blocks if self.encoding == "UTF8" else map(self._in_utf8, blocks)
+
+    def _in_utf8(self, block: bytearray) -> bytearray:
+        return bytearray(block.decode(self.connection.info.encoding, "replace").encode())
 
     def _blocks(self, copy: psycopg.Copy) -> Iterator[bytearray]:
-        """copy.read() waits for a row; what is there is taken from libpq: `for row in copy` takes twice as long."""
+        """copy.read() waits for a row; what came with it is taken from libpq.
+
+        `for row in copy` takes twice as long.
+        """
         from psycopg import generators
 
         pgconn, block, size = self.connection.pgconn, bytearray(), 0
@@ -2310,7 +2402,7 @@ class Session:
                 if size > 0:
                     block += arrived
                     is_fresh = True
-                elif size == 0 and is_fresh:  # what has come to the socket meanwhile needs no wait either
+                elif size == 0 and is_fresh:  # what has come meanwhile needs no wait either
                     pgconn.consume_input()
                     is_fresh = False
                 else:
@@ -2348,7 +2440,11 @@ class Session:
             line += sql[: position - 1].count("\n") if position and line else 0
             where, told = place_in(self.source, line), error.diag.message_primary or ""
             own, inside = bool(position) or quotes_only(told, sql), bool(error.diag.context)
-            raise query_error(error.sqlstate or "", told, where, own, inside, self.hidden) from None
+            fault = query_error(error.sqlstate or "", told, where, own, inside, self.hidden)
+            # A statement_timeout has the same SQLSTATE.
+            if error.sqlstate == "57014" and self.stop.clock.steady_s() < self._limit_s - GRACE_S:
+                fault.hint = CANCELLED
+            raise fault from None
 
     def _look(self) -> None:
         """Whether the wait under way may go on. Raises Stopped or DatabaseError."""
@@ -2359,11 +2455,22 @@ class Session:
             raise DatabaseError(message, hint, tries=ONCE_MORE)
 
 
+def login_notes(pgconn: PGconn) -> list[Text]:
+    """What somebody should know about a connection that works."""
+    notes = []
+    server = pgconn.hostaddr.decode()
+    if server and not ipaddress.ip_address(server).is_loopback and not pgconn.ssl_in_use:
+        notes.append(text("the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT"))
+    if pgconn.parameter_status(b"is_superuser") == b"on":
+        notes.append(text("PGUSER is a superuser: a role that can only SELECT cannot do harm"))
+    return notes
+
+
 class Database:
     """The sessions of one run, and the snapshot that all its queries read.
 
-    One session, the holder, exports the snapshot and stays open; the others import it. They all go to the
-    host that the holder reached, since a snapshot lives on one server.
+    One session, the holder, exports the snapshot and stays open; the others import it. They all go to
+    the host that the holder reached, since a snapshot lives on one server.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -2374,6 +2481,9 @@ class Database:
         self._holder: Session | None = None
         self._snapshot = ""
         self._pin: dict[str, str] = {}
+        self.notes: list[Text] = []  # nothing is wrong, but somebody should know
+        self._is_probing = False
+        self._vain_logins = 0  # in a row
 
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
@@ -2385,40 +2495,65 @@ class Database:
             self._pin = {}
             holder = self._connect()
             pgconn = holder.connection.pgconn
-            named = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
-            self._pin = {key: value.decode() for key, value in named.items() if value}
-            self._holder, self._snapshot = holder, ""
+            reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
+            self._pin = {key: value for key, value in reached.items() if value}
+            self._holder = holder
             try:
                 self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
-                    self._holder = None
-                    holder.close()
+                    self._forget()
                     raise
-                template = "this server exports no snapshot, each query sees its own: {reason}"
-                log.warning(text(template, reason=error.message))
+                self._go_alone(error.message)
+            for note in login_notes(pgconn):
+                self._note(note)
 
     @staticmethod
     def _export(holder: Session) -> str:
         holder.source = "snapshot"
-        holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # An idle transaction is what the holder is: a server-wide limit must not end it.
-        keep = "set_config('idle_in_transaction_session_timeout', '0', true)"
-        row = holder.run(f"SELECT pg_export_snapshot(), {keep}").fetchone()
+        holder.enter(READ_ONLY)
+        holder.set_local(holder.lasting)  # an idle transaction is what the holder is
+        row = holder.run("SELECT pg_export_snapshot()").fetchone()
         return str(row[0]) if row else ""
+
+    def probe(self, campaigns: Sequence[Campaign]) -> None:
+        """Log in for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
+
+        Notes are for --check from now on, and not for the log.
+        """
+        self._is_probing = True
+        self.open()
+        with contextlib.ExitStack() as sessions:
+            for count, campaign in enumerate(campaigns):
+                try:
+                    sessions.callback(self._begun(campaign).close)
+                except DatabaseError as error:
+                    if not error.scarce:
+                        raise
+                    template = "the server grants {count} of {wanted} database sessions: mailings take turns"
+                    count = max(1, count)  # the snapshot's will be given up
+                    return self._note(text(template, count=count, wanted=len(campaigns)))
+
+    def _note(self, note: Text) -> None:
+        """Say this once in a run."""
+        if note in self.notes:
+            return
+        self.notes.append(note)
+        if not self._is_probing:
+            log.warning(note)
 
     @contextlib.contextmanager
     def session(self, campaign: Campaign) -> Iterator[Session]:
-        """A session inside the campaign's transaction, on the run's snapshot. What is not committed is rolled back."""
+        """A session in the campaign's transaction, on the run's snapshot. What is not committed is undone."""
         self.open()
-        session, sound = self._sessions.take(self._connect_or_release), False
+        session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
             session.begin(campaign)
             if campaign.read_only:
                 self._import(session)
             session.prepare(campaign)
             yield session
-            with contextlib.suppress(PipelineError):  # the rows are here: a session that is gone costs nobody anything
+            with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
                 session.run("ROLLBACK")
                 session.run("DISCARD ALL")  # PREPARE, SET, temp tables and locks outlive a ROLLBACK
                 sound = True
@@ -2427,19 +2562,30 @@ class Database:
                 session.close()
             self._sessions.give_back(session, sound)
 
-    def _connect_or_release(self) -> Session:
-        """A new session; where the server grants a single one, that of the snapshot is given up for it."""
+    def _new(self, campaign: Campaign) -> Session:
+        """A new session; for the only one that a server grants, the snapshot's is given up."""
+        snapshot = self._snapshot
         try:
-            return self._connect()
+            return self._begun(campaign)
         except DatabaseError as error:
-            with self._lock:
-                if self._sessions.made > 1 or not error.scarce or not self._snapshot:
-                    raise
-                log.warning(text("the server grants one database session only: each query sees its own snapshot"))
-                self._snapshot = ""
-                if self._holder:
-                    self._holder.close()
-            return self._connect()
+            # Pgpool-II lets a login wait for ever; a blip looks the same, but not twice.
+            self._vain_logins += 1
+            error.scarce |= error.tries == AGAIN and self._vain_logins > 1
+            if self._sessions.made > 1 or not error.scarce or not snapshot:
+                raise
+            self._give_up(snapshot, error.message)
+            return self._begun(campaign)
+
+    def _begun(self, campaign: Campaign) -> Session:
+        """A new session in the campaign's transaction: a pooler grants it with BEGIN, not with the login."""
+        session = self._connect()
+        try:
+            session.begin(campaign)
+        except BaseException:
+            session.close()
+            raise
+        self._vain_logins = 0
+        return session
 
     def close(self) -> None:
         """Close every idle session; those in use are closed by their users."""
@@ -2448,7 +2594,7 @@ class Database:
         self._forget()
 
     def _import(self, session: Session) -> None:
-        """Make the session see the run's snapshot; where that cannot be, the next try sees another one, or its own."""
+        """Make the session see the run's snapshot; else the next try sees another one, or its own."""
         if not (snapshot := self._snapshot):
             return
         try:
@@ -2456,12 +2602,16 @@ class Database:
         except DatabaseError as error:
             if error.tries == AGAIN:
                 raise
-            self._give_up(snapshot)
+            self._give_up(snapshot, error.message)
             message = text("{file}: the shared snapshot cannot be read any more", file=session.source)
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
-    def _give_up(self, snapshot: str) -> None:
-        """Forget a snapshot: it went with the holder, or this session came to another server than the holder."""
+    def _go_alone(self, reason: Text) -> None:
+        self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
+        self._snapshot = ""
+
+    def _give_up(self, snapshot: str, reason: Text) -> None:
+        """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
             if not self._holder or self._snapshot != snapshot:
                 return
@@ -2470,8 +2620,8 @@ class Database:
             except PipelineError:
                 self._forget()
                 return
-            log.warning(text("several servers behind one address share no snapshot: each query sees its own"))
-            self._snapshot = ""
+            self._go_alone(reason)
+            self._holder.close()
 
     def _forget(self) -> None:
         with self._lock:
@@ -2496,18 +2646,30 @@ class Database:
         options = defaults | dict(settings.libpq) | self._pin | {"client_encoding": "UTF8"}
         try:
             connection = bounded_connection().connect(**options, autocommit=True, prepare_threshold=None)
+            if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+                self._say_encoding(connection)
         except psycopg.Error as error:
-            if "," in settings.libpq.get("host", ""):  # another host may serve: then with a snapshot of its own
-                self._forget()
-            raise self._fault(str(error)) from None
-        return Session(connection, self.stop, settings.secrets)
+            if "," in settings.libpq.get("host", ""):
+                self._forget()  # another host may serve: then with a snapshot of its own
+            raise self._fault(error) from None
+        return Session(connection, self.stop, settings)
 
-    def _fault(self, told: str) -> DatabaseError:
+    def _say_encoding(self, connection: psycopg.Connection[Any]) -> None:
+        """This database does not know what its bytes are: PGCLIENTENCODING says it."""
+        encoding = self.settings.libpq.get("client_encoding", "UTF8")
+        if encoding.upper() not in ("SQL_ASCII", "AUTO"):
+            connection.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
+
+    def _fault(self, refusal: psycopg.Error) -> DatabaseError:
         """Why no connection came about; an SSH server on that port is told as that."""
-        settings = self.settings
+        settings, told, names = self.settings, str(refusal), []
+        if pgconn := refusal.pgconn:
+            names = [name.decode("utf-8", "replace") for name in (pgconn.user, pgconn.db)]
+            if "\ufffd" in told:  # before a login a Windows server speaks in its own bytes
+                told = pgconn.error_message.decode("cp1252", "replace")
         host, port = settings.libpq.get("host", ""), settings.libpq.get("port", "5432")
         where = address(host or "localhost", port, settings.secrets)
-        error = connect_error(told, where, settings.secrets)
+        error = connect_error(told, where, settings.secrets, names)
         if error.tries == AGAIN and port.isdigit() and greeting(host or "localhost", int(port)) == b"SSH-":
             message = text("database at {where}: an SSH (SFTP) server answers there, not PostgreSQL", where=where)
             return DatabaseError(message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True)
@@ -3792,7 +3954,7 @@ class Line:
             remarks = self.remarks(campaign, mailing)
             if session:
                 self.judge_moment(campaign)
-                session.run("COMMIT")
+                session.commit()
             try:
                 self.publish(campaign, mailing, remarks)
             except PipelineError as error:
@@ -4889,10 +5051,14 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     found += check_files(files)
     found.append(finding(text("ledger"), lambda: Ledger(settings.ledger_path, clock).close()))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
-        found.append(finding(text("database login"), line.database.open))
-        for campaign in () if found[-1].error else files.campaigns:
+        several = files.campaigns[: settings.query_workers]
+        several = files.campaigns[: settings.query_workers]
+        login = finding(text("database login"), lambda: line.database.probe(several))
+        found.append(login)
+        for campaign in () if login.error else files.campaigns:
             what = text("query {file}", file=campaign.source)
             found.append(finding(what, functools.partial(check_query, line.database, campaign)))
+        found += [Finding(login.what, note, is_note=True) for note in line.database.notes]
         found += check_sftp(line, files.campaigns)
     return found
 
@@ -6130,9 +6296,6 @@ PORTUGUESE: dict[str, str] = {
     "the server grants no more than {count} {what}, mailings take turns: {reason}": (
         "o servidor não concede mais que {count} {what}, os mailings se revezam: {reason}"
     ),
-    "this server exports no snapshot, each query sees its own: {reason}": (
-        "este servidor não exporta um snapshot; cada consulta vê o seu: {reason}"
-    ),
     "{campaign}: {file} stays in doubt: {reason}": "{campaign}: {file} continua em dúvida: {reason}",
     "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
         "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
@@ -6152,16 +6315,20 @@ PORTUGUESE: dict[str, str] = {
         "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- read_only: no'"
     ),
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
+    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "somebody cancelled it before its time was over; ask the database administrator": (
+        "alguém a cancelou antes do tempo; fale com o administrador do banco de dados"
+    ),
     "the connection was refused": "a conexão foi recusada",
     "no answer in time": "sem resposta a tempo",
     "this name is unknown": "este nome é desconhecido",
     "the password or the user is wrong": "a senha ou o usuário está errado",
-    "check PGDATABASE": "confira PGDATABASE",
-    "check PGUSER": "confira PGUSER",
     "ask the database administrator to let this PC in (pg_hba.conf)": (
         "peça ao administrador do banco de dados que autorize este PC (pg_hba.conf)"
     ),
-    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters": (
+        "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
+    ),
     "another session locks a table of this query; ask who changes it at this hour": (
         "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
     ),
@@ -6170,6 +6337,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "ask for SELECT on that table for this PGUSER": "peça permissão de SELECT nessa tabela para este PGUSER",
     "correct the query; --check tries it without sending": "corrija a consulta; --check a testa sem enviar nada",
+    "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252": (
+        "o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"
+    ),
     "a value does not fit; run the query in an SQL tool (values are not logged)": (
         "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda valores)"
     ),
@@ -6181,18 +6351,28 @@ PORTUGUESE: dict[str, str] = {
     "check the network, and whether PostgreSQL was restarted": "confira a rede, e se o PostgreSQL foi reiniciado",
     "{file}: line {line}": "{file}: linha {line}",
     "{where}: {reason} ({code})": "{where}: {reason} ({code})",
+    "{file}: its transaction is not the one that was begun (transaction_isolation: {found})": (
+        "{file}: sua transação não é a que foi iniciada (transaction_isolation: {found})"
+    ),
+    "a pooler shares one session's statements out: switch off its load balancing for PGUSER": (
+        "um pooler distribui os comandos de uma sessão: desligue o balanceamento dele para PGUSER"
+    ),
     "the server neither answers nor ends the query; ask the database administrator": (
         "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
+    "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
+        "a conexão com o PostgreSQL não é criptografada: PGSSLMODE=verify-full com PGSSLROOTCERT"
+    ),
+    "PGUSER is a superuser: a role that can only SELECT cannot do harm": (
+        "PGUSER é superusuário: um papel que só pode fazer SELECT não causa danos"
+    ),
     "database sessions": "sessões de banco de dados",
-    "the server grants one database session only: each query sees its own snapshot": (
-        "o servidor concede uma única sessão de banco: cada consulta vê o seu próprio snapshot"
+    "the server grants {count} of {wanted} database sessions: mailings take turns": (
+        "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
+    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
     "{file}: the shared snapshot cannot be read any more": "{file}: o snapshot comum não pode mais ser lido",
-    "several servers behind one address share no snapshot: each query sees its own": (
-        "vários servidores atrás de um endereço não compartilham um snapshot: cada consulta vê o seu"
-    ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
     ),

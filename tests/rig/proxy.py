@@ -132,12 +132,20 @@ class Proxy:
             return
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((LOOPBACK, self.port))
+        listener.bind((self.host, self.port))
         listener.listen(50)
         listener.settimeout(0.05)
         self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="proxy", daemon=True).start()
+
+    def connected(self) -> int:
+        """The port of the server that the next client gets."""
+        return self.target_port
+
+    def altered(self, data: bytes) -> bytes:
+        """What arrives of some bytes; a proxy that lies overrides this."""
+        return data
 
     # What it does -------------------------------------------------------------------------------------------------
 
@@ -169,7 +177,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         self._answering.wait()
         try:
-            server = socket.create_connection((LOOPBACK, self.target_port), timeout=10)
+            server = socket.create_connection((LOOPBACK, self.connected()), timeout=10)
         except OSError:
             reset(client)
             return
@@ -228,7 +236,7 @@ class Connection:
                     line.cut_after = None
                     self._pass_on_and_cut(target, data[: max(0, limit - carried)])
                     return
-                target.sendall(data)
+                target.sendall(self.proxy.altered(data))
                 carried += len(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:
