@@ -108,7 +108,7 @@ def download_options() -> list[str]:
 
 
 def test_the_readme_s_line_brings_the_pins_and_pip_itself_for_another_platform():
-    assert download_options() == "--no-deps -r requirements.txt pip --only-binary :all:".split()
+    assert download_options() == ["--no-deps", "-r", "requirements.txt", "pip", "--only-binary", ":all:"]
 
 
 @on_request

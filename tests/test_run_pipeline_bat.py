@@ -430,7 +430,7 @@ def test_what_others_set_for_their_own_python_does_not_reach_ours(pc):
 
 @pytest.mark.parametrize("name", ["py.bat", "python.bat", "py.cmd", "schtasks.bat", "icacls.bat"])
 def test_a_script_of_the_folder_with_a_program_s_name_is_not_run_in_its_place(pc, name):
-    """On Windows an .exe of the folder is not either (NoDefaultCurrentDirectoryInExePath, which Wine 8's cmd ignores)."""
+    """Nor, on Windows, is an .exe: NoDefaultCurrentDirectoryInExePath, which Wine 8's cmd does not heed."""
     (pc.folder / name).write_bytes(b"@echo hijacked\r\n@exit 0\r\n")
     for option in ("--check", "--register-task", "--unregister-task"):
         ended = pc.call(option)
