@@ -78,9 +78,9 @@ goto :say_%SET_UP%
 :close_folder
 REM The first time: for this user and SYSTEM alone, whoever else may use this PC. Grants come first, so that nobody is
 REM ever locked out of a folder of their own. What Windows refuses here, --check tells.
-icacls.exe . /q /grant:r "%USERDOMAIN%\%USERNAME%:(OI)(CI)F" "*S-1-5-18:(OI)(CI)F" >nul 2>&1
+icacls.exe . /grant:r "%USERDOMAIN%\%USERNAME%:(OI)(CI)F" "*S-1-5-18:(OI)(CI)F" /q >nul 2>&1
 if not "%ERRORLEVEL%"=="0" exit /b
-icacls.exe . /q /inheritance:r >nul 2>&1
+icacls.exe . /inheritance:r /q >nul 2>&1
 if not "%ERRORLEVEL%"=="0" exit /b
 echo Esta pasta agora e so deste usuario (%USERNAME%): ela guarda senhas e dados de clientes.
 echo This folder is now for this user alone (%USERNAME%): it holds passwords and customers' data.

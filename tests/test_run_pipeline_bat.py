@@ -447,8 +447,9 @@ def test_cmd_looks_for_no_program_in_the_folder_itself():
 def test_the_first_set_up_leaves_the_folder_to_this_user_and_system_and_says_so_once(pc):
     first, again = pc.call("--check"), pc.call("--check")
     rights = [call.arguments for call in pc.desk.calls if call.program == "icacls"]
-    assert [words[:3] for words in rights] == [(".", "/q", "/grant:r"), (".", "/q", "/inheritance:r")]
-    user, system = rights[0][3:]
+    assert [words[:2] for words in rights] == [(".", "/grant:r"), (".", "/inheritance:r")]
+    user, system, quiet = rights[0][2:]
+    assert quiet == "/q"
     assert re.fullmatch(r"[^\\]+\\[^\\]+:\(OI\)\(CI\)F", user) and system == "*S-1-5-18:(OI)(CI)F"
     assert says_both(first.said, "Esta pasta agora e so deste usuario", "This folder is now for this user alone")
     assert "Esta pasta" not in again.said
@@ -458,7 +459,7 @@ def test_where_windows_refuses_the_rights_nothing_is_taken_away_and_the_set_up_g
     pc.desk.replies.append(lambda call: (1332, "") if call.program == "icacls" else None)
     ended = pc.call("--check")
     assert ended.code == 0
-    assert [call.arguments[2] for call in pc.desk.calls if call.program == "icacls"] == ["/grant:r"]
+    assert [call.arguments[1] for call in pc.desk.calls if call.program == "icacls"] == ["/grant:r"]
     assert "Esta pasta" not in ended.said
 
 

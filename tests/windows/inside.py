@@ -2,6 +2,7 @@
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
 hold HELD RELEASE SHARE PATH …  opens each path as another program would and makes the file HELD; until RELEASE appears
+log NAME LOG GO               when the file GO appears, writes a thousand lines to a log as fast as it can
 press KEY GO COMMAND…         starts a command on a console of its own; when the file GO appears, presses a key there
 """
 
@@ -88,6 +89,14 @@ def press(key: str, go: str, *command: str) -> None:
         process.kill()  # where it has not ended, the test will say so, and nothing is left
     said = printed.read_text("cp1252", "replace")
     print(json.dumps({"code": process.wait(), "seconds": seconds, "said": said}))
+
+
+def write_log(name: str, path: str, go: str) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    Path(f"{go}.{name}").touch()
+    wait_for(go)
+    for number in range(1000):
+        handler.handle(logging.makeLogRecord({"msg": f"{name} {number:04} {'x' * 100}"}))
 
 
 def start_ctrl_routine(process_id: int, event: int) -> None:
@@ -455,4 +464,4 @@ def probe(project: str, config: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"probe": probe, "hold": hold, "press": press}[sys.argv[1]](*sys.argv[2:])
+    {"probe": probe, "hold": hold, "log": write_log, "press": press}[sys.argv[1]](*sys.argv[2:])
