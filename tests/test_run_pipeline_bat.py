@@ -5,6 +5,7 @@ What Wine cannot show, a real PC must (tests/README.md). Two places where Wine 8
 - it knows no file handle above 2, so that what is printed while the environment is set up lands in .venv.lock.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -435,6 +436,17 @@ def test_a_script_of_the_folder_with_a_program_s_name_is_not_run_in_its_place(pc
     for option in ("--check", "--register-task", "--unregister-task"):
         ended = pc.call(option)
         assert (ended.code, "hijacked" in ended.said) == (0, False), ended.said
+
+
+@pytest.mark.parametrize("module", ["secrets", "psycopg", "sitecustomize"])
+def test_a_python_file_of_the_folder_with_a_module_s_name_is_not_run_in_its_place(tmp_path, module):
+    """With the options that the BAT starts Python with, on the Python of this test."""
+    shutil.copy(PROJECT / "mailing_pipeline.py", tmp_path)
+    (tmp_path / f"{module}.py").write_text("print('hijacked')\nraise SystemExit(99)\n")
+    command = [sys.executable, *snippet("ALONE").split(), "mailing_pipeline.py", "--status"]
+    environ = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "nowhere"}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, "config.env" in done.stderr) == (2, True), done.stdout + done.stderr
 
 
 def test_cmd_looks_for_no_program_in_the_folder_itself():
