@@ -133,12 +133,13 @@ exit /b
 
 :find_python
 REM The launcher knows every installed Python. Without it, "python" may be one, or only Windows' pointer to its
-REM Store. 64 bits, for pyarrow has no wheel for 32.
-set "WANTED=import sys; sys.exit(sys.version_info < (3, 11) or sys.maxsize < 2**32)"
+REM Store. requirements.txt has wheels for 3.11 to 3.14, of 64 bits; where the newest is newer, an older one will do.
+set "WANTED=import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) or sys.maxsize < 2**32)"
 set "PYTHON="
 call :try_python python\python.exe
 call :try_python py.exe -3
 call :try_python python.exe
+for %%V in (14 13 12 11) do call :try_python py.exe -3.%%V
 exit /b
 
 :try_python
@@ -208,9 +209,9 @@ goto :end
 
 :say_no_python
 echo.
-echo Falta o Python 3.11 ou mais novo, de 64 bits (foram tentados "python\python.exe", "py -3" e "python"). Instale-o de
+echo Falta um Python de 3.11 a 3.14, de 64 bits (foram tentados "python\python.exe", "py" e "python"). Instale o 3.14 de
 echo python.org, so para o seu usuario (nao precisa de administrador), marque "Add python.exe to PATH" e execute de novo.
-echo Python 3.11 or newer, 64-bit, is missing ("python\python.exe", "py -3" and "python" were tried). Install it from
+echo A Python 3.11 to 3.14, 64-bit, is missing ("python\python.exe", "py" and "python" were tried). Install 3.14 from
 echo python.org, for your user only (no administrator needed), tick "Add python.exe to PATH" and run this again.
 echo Sem instalador / without an installer: README.md, "Without an installer".
 exit /b 2

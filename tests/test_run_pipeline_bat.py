@@ -63,9 +63,15 @@ def snippet(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("version", "bits", "good"),
-    [((3, 10, 14), 64, False), ((3, 11, 0), 64, True), ((3, 14, 1), 64, True), ((3, 12, 1), 32, False)],
+    [
+        ((3, 10, 14), 64, False),
+        ((3, 11, 0), 64, True),
+        ((3, 14, 1), 64, True),
+        ((3, 15, 0), 64, False),
+        ((3, 12, 1), 32, False),
+    ],
 )
-def test_a_python_is_good_from_3_11_on_and_with_64_bits(monkeypatch, version, bits, good):
+def test_a_python_is_good_from_3_11_to_3_14_and_with_64_bits(monkeypatch, version, bits, good):
     fake = SimpleNamespace(version_info=version, maxsize=2 ** (bits - 1) - 1, exit=sys.exit)
     monkeypatch.setitem(sys.modules, "sys", fake)
     with pytest.raises(SystemExit) as ended:
@@ -365,6 +371,16 @@ def test_python_is_tried_when_the_launcher_has_none(pc, why):
     assert next(call for call in pc.desk.calls if call.module == "venv").program == "python"
 
 
+def test_where_the_newest_python_is_newer_than_the_packages_the_launcher_is_asked_for_an_older_one(pc):
+    def has_3_15_and_3_13(call: wine.Call) -> tuple[int, str] | None:
+        is_good = call.program == "py" and call.arguments[0] == "-3.13"
+        return None if is_good or not call.is_version_question else (1, "")
+
+    pc.desk.replies.append(has_3_15_and_3_13)
+    assert pc.call("--check").code == 0
+    assert next(call for call in pc.desk.calls if call.module == "venv").arguments[0] == "-3.13"
+
+
 @pytest.mark.parametrize("why", ["none", "too old", "only the pointer to the Store"])
 def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_with_2(pc, why):
     if why == "none":
@@ -374,7 +390,7 @@ def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_wit
         pc.desk.replies.append(lambda call: (code, "") if call.is_version_question else None)
     ended = pc.call("--check")
     assert ended.code == 2
-    assert says_both(ended.said, "Falta o Python 3.11", "Python 3.11 or newer")
+    assert says_both(ended.said, "Falta um Python de 3.11 a 3.14", "Python 3.11 to 3.14")
     assert not pc.desk.modules() and not pc.desk.jobs()
     assert not (pc.folder / ".venv").exists()
 
@@ -382,7 +398,7 @@ def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_wit
 def test_a_double_click_without_python_stays_open(pc):
     ended = pc.have_pythons().double_click()
     assert ended.code == 2
-    assert "Falta o Python 3.11" in ended.said and PAUSED in ended.said
+    assert "Falta um Python" in ended.said and PAUSED in ended.said
 
 
 @pytest.mark.parametrize("build", ["embeddable", "full"])

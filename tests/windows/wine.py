@@ -12,6 +12,7 @@ and what was going on is played again.
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import socketserver
 import subprocess
@@ -102,13 +103,14 @@ class Call:
     @property
     def is_alone(self) -> bool:
         """Whether Python was told to heed nobody's environment, nor what lies in the folder; and to speak UTF-8."""
-        return " ".join(self.arguments).removeprefix("-3 ").startswith("-I -X utf8 ")
+        own = self.arguments[1:] if self.program == "py" else self.arguments
+        return own[:3] == ("-I", "-X", "utf8")
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What Python is to do, after its own options; `py -3` is the launcher's."""
-        own = ("-3", "-I", "-X", "utf8")
-        return tuple(itertools.dropwhile(own.__contains__, self.arguments))
+        """What Python is to do, after its own options and the launcher's: -3."""
+        options = re.compile(r"-3(\.\d+)?|-I|-X|utf8")
+        return tuple(itertools.dropwhile(options.fullmatch, self.arguments))
 
     @property
     def is_version_question(self) -> bool:
