@@ -99,7 +99,7 @@ call :find_python
 if not defined PYTHON exit /b
 set SET_UP=no_venv
 set PIP=-m pip
-if exist python\python*._pth goto :copy_python
+if "%PYTHON%"=="python\python.exe" if exist python\python*._pth goto :copy_python
 %PYTHON% %ALONE% -m venv --clear .venv
 if not "%ERRORLEVEL%"=="0" exit /b
 goto :install
