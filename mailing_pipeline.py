@@ -5101,12 +5101,15 @@ def access_list(folder: Path) -> str:
     return words.value or ""
 
 
+DRIVE_REMOTE = 4
+
+
 def is_on_network(folder: Path) -> bool:
     """Whether Windows has it from another computer: a drive letter can hide that."""
     import ctypes
 
     kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    return bool(kernel.GetDriveTypeW(folder.anchor) == 4)  # DRIVE_REMOTE
+    return folder.anchor.startswith("\\\\") or kernel.GetDriveTypeW(folder.anchor) == DRIVE_REMOTE
 
 
 def check_telling(settings: Settings) -> Iterator[Finding]:

@@ -811,7 +811,9 @@ def probe(new_stage: NewStage, python: WindowsPython) -> dict[str, Any]:
     stage.query("10_alfa", QUICK)
     stage.settings(SFTP_PORT=stage.sftp.port)
     folder = stage.folder / "probes"
-    folder.mkdir()
+    for path, mode in ((folder, 0o755), (folder / "own", 0o700), (folder / "shared", 0o755)):
+        path.mkdir(mode)
+        path.chmod(mode)
     arguments = [windows_path(path) for path in (PROJECT, stage.config, folder)]
     process = python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
     found: dict[str, Any] = json.loads(python.said(process).splitlines()[-1])
@@ -978,6 +980,12 @@ def test_clock_and_timers_keep_their_promises(probe: dict[str, Any], python: Win
     assert found["waited"]["result"] is False
     assert 0.6 < found["waited"]["seconds"] < 10
     assert 0.6 < found["steady"] < 10
+
+
+def test_a_folder_that_others_may_open_and_one_on_the_network_are_known(probe: dict[str, Any]) -> None:
+    """Wine makes Windows' rights of those that Linux has; it knows no drive of another computer."""
+    expected = {"own": False, "shared": True, "C:\\": False, r"\\servidor\mala": True}
+    assert probe["folders_of_this_pc"] == expected
 
 
 def test_remote_paths_have_slashes_and_a_backslash_is_a_fault(probe: dict[str, Any]) -> None:

@@ -438,6 +438,11 @@ class Probes:
             "steady": clock.steady_s() - before_s,
         }
 
+    def folders_of_this_pc(self) -> dict[str, bool]:
+        """Which are open to others, and which are on the network."""
+        found = {name: self.program.is_open_to_others(self.folder / name) for name in ("own", "shared")}
+        return found | {path: self.program.is_on_network(Path(path)) for path in ("C:\\", r"\\servidor\mala")}
+
     def remote_paths(self) -> list[str]:
         base = self.program.remote_path("/entrada")
         return [
