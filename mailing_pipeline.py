@@ -5692,7 +5692,7 @@ def send_alert(urls: str, title: str, body: str) -> None:
         return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
     if why := failure(send):
-        template = "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise"
+        template = "the alert could not be sent ({reason}): check ALERT_URLS"
         log.error(text(template, reason=why))
 
 
@@ -6698,8 +6698,8 @@ PORTUGUESE: dict[str, str] = {
     "Latest problems": "Últimos problemas",
     "Generated {time}": "Gerado em {time}",
     "none in two weeks": "nenhum em duas semanas",
-    "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise": (
-        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS; é preciso: python -m pip install apprise"
+    "the alert could not be sent ({reason}): check ALERT_URLS": (
+        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS"
     ),
     "HEARTBEAT_URL could not be fetched: {reason}": "HEARTBEAT_URL não pôde ser acessada: {reason}",
     "the status page was not written: {reason}": "a página de status não foi gravada: {reason}",
