@@ -433,7 +433,7 @@ class Probes:
         waited = self._seconds(lambda: clock.wait(threading.Event(), 0.7))
         return {
             "now": clock.now().isoformat(),
-            "log": self.program.LineFormatter().format(logging.makeLogRecord({"msg": "said", "levelname": "INFO"})),
+            "log": self.program.LineFormatter("en").format(logging.makeLogRecord({"msg": "said", "levelname": "INFO"})),
             "waited": waited,
             "steady": clock.steady_s() - before_s,
         }
