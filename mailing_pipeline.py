@@ -4052,14 +4052,15 @@ class Line:
         """The rename, noted before and after. From here on it may be out: a lost reply is settled by looking."""
         assert self.ledger
         self.judge_moment(campaign)  # as late as can be: the PC may have slept since the last look at the clock
+        left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
         try:
             self._rename(mailing)
         except DeliveryError as error:
             template = "{campaign}: the rename is in doubt, looking: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
             self.settle(mailing, lambda: self.too_late(mailing, campaign), error)
+            left = True  # OpenSSH links, then unlinks
         told = "; ".join(remark.told(self.settings.language) for remark in remarks)
-        left = mailing.temps - 1  # of earlier tries; the last one has become the mailing
         self.ledger.note(mailing, state=State.DELIVERED, message=told, temps=mailing.temps if left else 0)
 
     # What became of a rename that nobody saw
@@ -4086,18 +4087,17 @@ class Line:
         """Whether the mailing was published.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the
-        dialer has taken it, unless we had begun to withdraw it. A leftover temp beside the final name is
-        OpenSSH's link without its unlink.
+        dialer has taken it, unless we had begun to withdraw it. A temp beside the final name is OpenSSH's
+        link without its unlink: it goes after `delivered` is noted, or it would be renamed once the dialer
+        has taken the file.
         """
         final_size, temp_size = self.drops.size(mailing.final), self.drops.size(mailing.part)
+        if final_size == mailing.size_bytes:
+            return True
         if temp_size is None:
-            was_asked_for = mailing.state is State.PUBLISHING
-            if final_size == mailing.size_bytes or (final_size is None and was_asked_for):
+            if final_size is None and mailing.state is State.PUBLISHING:
                 return True
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
-        if final_size == mailing.size_bytes:
-            self.drops.clear(mailing.part)
-            return True
         if final_size is not None or late:
             return self._withdraw(mailing)
         self._rename(mailing)

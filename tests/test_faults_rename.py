@@ -222,6 +222,33 @@ def test_openssh_links_and_does_not_unlink(rig: Rig) -> None:
         assert rig.leftovers() == [FINAL]
 
 
+@pytest.mark.parametrize("removal", ["refused", "cut"])
+def test_a_final_name_that_was_seen_once_is_not_forgotten_for_the_temp_beside_it(rig: Rig, removal: str) -> None:
+    """52: linked, not unlinked. Both names are seen, and the dialer takes its file while the temp cannot be removed."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer(take=False) as dialer:
+        final = rig.stage.drop("alfa") / FINAL
+
+        def link(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            os.link(server.root / request.path.lstrip("/"), final)
+            session.cut()
+
+        def taken_meanwhile(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            dialer.wait_for(1)
+            final.unlink(missing_ok=True)
+            if removal == "cut":
+                session.cut()
+            else:
+                session._send_status(request.number, codes.SFTP_PERMISSION_DENIED)
+
+        server.commits("rename", link)
+        server.commits("remove", taken_meanwhile)
+        rig.run()
+        rig.run()
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
 @taken_or_left
 def test_a_rename_that_the_server_does_late_after_all_is_not_done_twice(rig: Rig, take: bool) -> None:
     """52: the first request was still in the dead session's pipe, and overtakes the second."""
