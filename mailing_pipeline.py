@@ -3692,20 +3692,26 @@ class DropFolders:
                 size += len(chunk)
         return size, digest.hexdigest()
 
-    def rename(self, temp: PurePosixPath, final: PurePosixPath) -> None:
+    def rename(
+        self, temp: PurePosixPath, final: PurePosixPath, why_late: Callable[[], PipelineError | None] = lambda: None
+    ) -> None:
         """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it.
 
-        Never over a connection that is dialled for it: that takes time, and what was judged before is judged anew then.
+        why_late: asked last, for dialling and waiting for a channel take time; what it answers is raised.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
         try:
-            with self._client(dial=False) as client, self._translated(doing, refused=refused):
-                client.rename(str(temp), str(final))
+            with self._client() as client, self._translated(doing, refused=refused):
+                late = why_late()
+                if not late:
+                    client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
                 error.tries = TWICE_MORE  # a virus scanner on the server may hold the file for some seconds
             raise
+        if late:  # raised here, for the channel is sound
+            raise late
 
     def remove(self, path: PurePosixPath) -> bool:
         """Remove a file; whether it was there."""
@@ -3749,9 +3755,9 @@ class DropFolders:
         return OPENSSH_WRITE_BYTES if transport and "OpenSSH" in transport.remote_version else WRITE_BYTES
 
     @contextlib.contextmanager
-    def _client(self, dial: bool = True) -> Iterator[Any]:  # paramiko's stubs know only half of its client
+    def _client(self) -> Iterator[Any]:  # paramiko's stubs know only half of its client
         """A channel of this thread's own, until the block ends; one that broke is not used again."""
-        client = self._take(dial)
+        client = self._take()
         sound = True
         try:
             yield client
@@ -3764,12 +3770,9 @@ class DropFolders:
         finally:
             self._give_back(client, sound)
 
-    def _take(self, dial: bool) -> Any:
-        """A channel on the connection of this moment; dial: make one where there is none."""
+    def _take(self) -> Any:
+        """A channel on the connection of this moment, which is made where there is none."""
         with self._channels.changed:  # one thread dials, the others wait
-            if not dial and not self._login.is_up:
-                message = text("SFTP at {where}: the connection was lost", where=self._login.where)
-                raise ConnectionLost(message, NETWORK)
             if self.down:
                 raise self.down
             if not self._login.is_up:
@@ -4051,14 +4054,14 @@ class Line:
     def publish(self, campaign: Campaign, mailing: Mailing, remarks: Sequence[Text]) -> None:
         """The rename, noted before and after. From here on it may be out: a lost reply is settled by looking."""
         assert self.ledger
-        self.judge_moment(campaign)  # as late as can be: the PC may have slept since the last look at the clock
+        why_late = functools.partial(self.too_late, mailing, campaign)
         left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
         try:
-            self._rename(mailing)
+            self._rename(mailing, why_late)
         except DeliveryError as error:
             template = "{campaign}: the rename is in doubt, looking: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
-            self.settle(mailing, lambda: self.too_late(mailing, campaign), error)
+            self.settle(mailing, why_late, error)
             left = True  # OpenSSH links, then unlinks
         told = "; ".join(remark.told(self.settings.language) for remark in remarks)
         self.ledger.note(mailing, state=State.DELIVERED, message=told, temps=mailing.temps if left else 0)
@@ -4073,7 +4076,7 @@ class Line:
         """
         assert self.ledger
         try:
-            published = self._retry(lambda: self._look(mailing, why_late()), mailing.campaign)
+            published = self._retry(lambda: self._look(mailing, why_late), mailing.campaign)
         except DeliveryError as refused:
             if isinstance(refused, (ConnectionLost, MayBeOut)) or refused.wide:
                 raise
@@ -4083,7 +4086,7 @@ class Line:
             self.ledger.note(mailing, state=State.EXPORTED)
             raise error
 
-    def _look(self, mailing: Mailing, late: PipelineError | None) -> bool:
+    def _look(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> bool:
         """Whether the mailing was published.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the
@@ -4098,21 +4101,27 @@ class Line:
             if final_size is None and mailing.state is State.PUBLISHING:
                 return True
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
-        if final_size is not None or late:
+        if final_size is not None or why_late():
             return self._withdraw(mailing)
-        self._rename(mailing)
+        self._rename(mailing, why_late)
         return True
 
-    def _rename(self, mailing: Mailing) -> None:
+    def _rename(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> None:
         """Ask for the rename. Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
 
         Certain is: every rename of this mailing was answered by a refusal, and its temp can still be read.
+        Raises what why_late says, by the clock as late as can be; the entry then is what it was.
         """
         assert self.ledger
-        self.stop.check()
+        if late := why_late():
+            raise late
+        before = mailing.state
         self.ledger.note(mailing, state=State.PUBLISHING)
         try:
-            self.drops.rename(mailing.part, mailing.final)
+            self.drops.rename(mailing.part, mailing.final, why_late)
+        except (Held, Stopped):
+            self.ledger.note(mailing, state=before)
+            raise
         except DeliveryError as error:
             mailing.unanswered |= isinstance(error, ConnectionLost) or error.wide
             with contextlib.suppress(DeliveryError):
@@ -4175,10 +4184,10 @@ class Line:
         assert self.ledger
         if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
             mailing.unanswered = True
-            late = self.too_late(mailing, campaign)
-            error = late or Held(text("its rename was refused"))
+            why_late = functools.partial(self.too_late, mailing, campaign)
+            error = why_late() or Held(text("its rename was refused"))
             try:
-                self.settle(mailing, lambda: late, error)
+                self.settle(mailing, why_late, error)
                 self._conclude_leftover(mailing, State.DELIVERED)
             except MayBeOut as unknown:
                 self._conclude_leftover(mailing, State.IN_DOUBT, unknown)
@@ -6546,7 +6555,6 @@ PORTUGUESE: dict[str, str] = {
     "reading {path} back": "releitura de {path} no servidor",
     "renaming {path} to {name}": "troca do nome de {path} para {name}",
     "removing {path}": "remoção de {path}",
-    "SFTP at {where}: the connection was lost": "SFTP em {where}: a conexão caiu",
     "login": "login",
     "logged in, but SFTP does not start": "login feito, mas o SFTP não inicia",
     "check the query and the data; if the number is right, change the guard in the query file": (

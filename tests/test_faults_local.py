@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from rig.faulty_sftp import ALWAYS, FaultySession, Request
 from rig.theatre import Rig, until
 
 pytest_plugins = ["rig.plugin"]
@@ -209,7 +212,10 @@ def test_a_wrong_time_zone_is_outside_the_hours(rig: Rig, zone: str) -> None:
 # 30 ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asleep_in", ["before:DropFolders.send", "after:DropFolders.send", "before:Line.publish"])
+@pytest.mark.parametrize(
+    "asleep_in",
+    ["before:DropFolders.send", "after:DropFolders.send", "before:Line.publish", "before:DropFolders.rename"],
+)
 @pytest.mark.parametrize("steady_too", [False, True], ids=["as on Linux", "as on Windows"])
 def test_a_pc_that_slept_for_hours_publishes_nothing_of_what_it_read_before(
     rig: Rig, asleep_in: str, steady_too: bool
@@ -226,6 +232,54 @@ def test_a_pc_that_slept_for_hours_publishes_nothing_of_what_it_read_before(
         assert rig.leftovers() == []
         assert rig.run().code == 0
         rig.delivered("alfa")
+
+
+def test_hours_that_end_while_a_rename_waits_for_a_channel_end_it(rig: Rig) -> None:
+    """30: the server grants one channel, and another mailing's upload has it."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.campaign("beta", pause_s=0.3)
+    rig.clock.set(datetime(2026, 12, 22, 10, 40))
+    with rig.faulty_server() as server, rig.dialer():
+
+        def until_beta_waits(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            rig.until_state("beta", "exported")
+            time.sleep(0.3)
+            server.commits("stat", keep_until_eleven, path="beta")
+            proceed()
+
+        def keep_until_eleven(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            rig.until_state("alfa", "publishing")
+            rig.clock.jump(25 * 60)
+            proceed()
+
+        server.commits("session", "refuse", ALWAYS)
+        server.faults[-1].skip = 1
+        server.commits("stat", until_beta_waits, path=".part-")
+        assert rig.run(constants={"SFTP_TIMEOUT_S": 40}).code == 4
+        rig.delivered("beta")
+        assert rig.states() == {"alfa": "held", "beta": "delivered"}
+        assert rig.leftovers() == []
+
+
+def test_hours_that_end_while_a_doubt_is_settled_end_it(rig: Rig) -> None:
+    """30, 56: what an earlier run of this slot left is judged again at the moment of its rename."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.campaign("beta")
+    rig.clock.set(datetime(2026, 12, 22, 10, 40))
+    with rig.faulty_server() as server, rig.dialer():
+        program = rig.start("--only", "alfa", stop_at="before:DropFolders.rename")
+        assert program.wait_until_stopped()
+        program.kill()
+
+        def slowly(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            rig.clock.jump(25 * 60)
+            proceed()
+
+        server.commits("stat", slowly, path=".part-")
+        rig.run()
+        rig.delivered("beta")
+        assert [row["state"] for row in rig.ledger] == ["failed", "held", "delivered"]
+        assert rig.leftovers() == []
 
 
 @pytest.mark.parametrize("happened", [True, False])
