@@ -3388,35 +3388,43 @@ def log_in(transport: Any, settings: Settings, where: str) -> None:
         ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
     if password:
         ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
-        answers = functools.partial(answer, password, where, [])
+        answers = functools.partial(answer, settings, where, [])
         ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answers)
     wanted: Sequence[str] = ()
     while not transport.is_authenticated():
         method = next((method for method in ways if not wanted or method in wanted), None)
         if not method:
-            raise wants_more(where, ", ".join(wanted))
+            raise wants_more(settings, where, ", ".join(wanted))
         was_asked_for, way = method in wanted, ways.pop(method)
         try:
             wanted = way()
         except paramiko.BadAuthenticationType as error:
+            if not any(error.allowed_types):  # refused, and no other way is left
+                raise
             wanted = error.allowed_types
             if not was_asked_for:
                 ways[method] = way  # not now, perhaps later
 
 
 def answer(
-    password: str, where: str, asked: list[str], _title: str, _instructions: str, fields: Sequence[tuple[str, bool]]
+    settings: Settings,
+    where: str,
+    asked: list[str],
+    _title: str,
+    _instructions: str,
+    fields: Sequence[tuple[str, bool]],
 ) -> list[str]:
     """What a server that asks questions gets: the password to the first one. Raises DeliveryError for a second one."""
     asked += [question for question, _ in fields]
     if len(asked) > 1:  # a one-time code, or a new password in place of one that has expired
-        raise wants_more(where, asked[-1])
-    return [password] * len(fields)
+        raise wants_more(settings, where, asked[-1])
+    return [settings.sftp_password] * len(fields)
 
 
-def wants_more(where: str, what: str) -> DeliveryError:
+def wants_more(settings: Settings, where: str, what: str) -> DeliveryError:
     """A login that cannot be served unattended, or lacks a setting."""
-    message = text("SFTP at {where}: login: the server also wants {what}", where=where, what=foreign(what))
+    what = foreign(what, settings.secrets)  # a question may quote the answer to the one before
+    message = text("SFTP at {where}: login: the server also wants {what}", where=where, what=what)
     return DeliveryError(message, UNATTENDED, wide=True)
 
 

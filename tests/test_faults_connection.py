@@ -9,7 +9,7 @@ from pathlib import Path
 import paramiko
 import pytest
 from local_servers import is_root, write_key_pair
-from rig.faulty_sftp import ALWAYS
+from rig.faulty_sftp import ALWAYS, FaultyLogin
 from rig.proxy import Direction
 from rig.theatre import Rig, until
 
@@ -255,6 +255,50 @@ def test_a_server_that_always_hangs_up_on_the_password_sees_it_twice_at_the_most
         assert program.code == 6
         assert "SFTP_PASSWORD" in program.output
         assert server.passwords_seen == 2
+        rig.delivered()
+
+
+def test_a_wrong_password_at_a_server_that_then_offers_no_other_way_is_told_as_that(rig: Rig) -> None:
+    """34: its list of what can continue is empty."""
+
+    class Login(FaultyLogin):
+        def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
+            return ""
+
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+        server.login_class = Login
+        rig.settings(SFTP_PASSWORD="wrong-canary")
+        program = rig.run()
+        assert program.code == 6
+        assert "SFTP_PASSWORD" in program.output
+        assert server.passwords_seen == 1
+        rig.delivered()
+
+
+def test_a_server_that_quotes_the_password_in_its_next_question_is_told_without_it(rig: Rig) -> None:
+    """70."""
+
+    class Login(FaultyLogin):
+        def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
+            return "keyboard-interactive"
+
+        def check_auth_password(self, username: str, password: str) -> int:  # noqa: ARG002
+            return paramiko.common.AUTH_FAILED
+
+        def check_auth_interactive(self, username: str, submethods: str) -> paramiko.InteractiveQuery:  # noqa: ARG002
+            return paramiko.InteractiveQuery("", "", "Password: ")
+
+        def check_auth_interactive_response(self, responses: list[str]) -> paramiko.InteractiveQuery:  # type: ignore[override]
+            return paramiko.InteractiveQuery("", "", f"{responses[0]} has expired, a new one: ")
+
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+        server.login_class = Login
+        program = rig.run()
+        assert program.code == 6
+        assert "has expired, a new one" in program.output
+        assert rig.leaks() == []
         rig.delivered()
 
 
