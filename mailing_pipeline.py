@@ -3508,6 +3508,7 @@ def client_class() -> type[Any]:
             return kind, WholeReply(message.get_remainder())
 
         def _convert_status(self, msg: paramiko.Message) -> None:
+            WholeReply(msg.get_remainder()).get_int()  # the code; texts may be left out
             super()._convert_status(Reply(msg.get_remainder()))  # type: ignore[misc]
 
     return Client

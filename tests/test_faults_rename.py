@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -178,6 +179,19 @@ def test_a_rename_that_never_happened_is_done_after_looking(rig: Rig, does: str)
         assert rig.run().code == 0
         rig.delivered("alfa", "beta")
         assert rig.leftovers() == []
+
+
+def test_a_reply_without_a_status_in_it_is_no_success(rig: Rig) -> None:
+    """53, 74: paramiko fills what a reply lacks with zeros, and zero is OK."""
+    rig.campaigns("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+
+        def answer(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            session._send_packet(codes.CMD_STATUS, paramiko.Message(struct.pack(">I", request.number)))
+
+        server.commits("rename", answer)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
 
 
 def test_openssh_does_the_rename_and_its_reply_is_cut_off(rig: Rig) -> None:

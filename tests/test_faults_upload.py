@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 
+import paramiko
 import pytest
 from paramiko import sftp as codes
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
@@ -323,7 +324,8 @@ def test_attributes_cut_short_hold_nobody_up(rig: Rig, lists: bool) -> None:
     """74: a reply that announces four billion attributes, and brings none; the list tells, or the campaign fails."""
 
     def answer(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
-        session._send_packet(codes.CMD_ATTRS, struct.pack(">III", request.number, 1 << 31, (1 << 32) - 1))
+        reply = struct.pack(">III", request.number, 1 << 31, (1 << 32) - 1)
+        session._send_packet(codes.CMD_ATTRS, paramiko.Message(reply))
 
     rig.campaign("alfa", ROWS)
     with rig.faulty_server() as server, rig.dialer():
