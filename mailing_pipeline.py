@@ -4090,7 +4090,7 @@ class Line:
             if isinstance(refused, (ConnectionLost, MayBeOut)) or refused.wide:
                 raise
             error = refused
-            published = mailing.state is not State.EXPORTED and self._withdraw(mailing)
+            published = self._withdraw(mailing)
         if not published:
             self.ledger.note(mailing, state=State.EXPORTED)
             raise error
@@ -4148,6 +4148,8 @@ class Line:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
         assert self.ledger
         before = mailing.state
+        if before is State.EXPORTED:  # none is under way: the temp goes with the others
+            return False
         self.ledger.note(mailing, state=State.WITHDRAWING)  # or a lost reply would look as if the dialer had taken it
         try:
             removed = self.drops.remove(mailing.part)

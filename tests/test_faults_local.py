@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from paramiko import sftp as codes
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
 from rig.theatre import Rig, until
 
@@ -259,6 +260,23 @@ def test_hours_that_end_while_a_rename_waits_for_a_channel_end_it(rig: Rig) -> N
         rig.delivered("beta")
         assert rig.states() == {"alfa": "held", "beta": "delivered"}
         assert rig.leftovers() == []
+
+
+def test_a_refused_rename_that_becomes_late_is_in_no_doubt_whatever_its_temp_s_removal_says(rig: Rig) -> None:
+    """30, 51: the refusal was answered, so nothing is out; the removal's reply is lost."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.clock.set(datetime(2026, 12, 22, 10, 40))
+    with rig.faulty_server() as server, rig.dialer():
+
+        def refuse_late(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            rig.clock.jump(25 * 60)
+            session._send_status(request.number, codes.SFTP_FAILURE)
+
+        server.commits("rename", refuse_late)
+        server.commits("remove", "do, then cut")
+        assert rig.run().code == 4
+        assert rig.states() == {"alfa": "failed"}
+        rig.delivered()
 
 
 def test_hours_that_end_while_a_doubt_is_settled_end_it(rig: Rig) -> None:
