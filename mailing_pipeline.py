@@ -2039,19 +2039,20 @@ class Pool(Generic[T]):
             try:
                 return make()
             except BaseException as error:
-                self._uncount()
-                if not (isinstance(error, PipelineError) and error.scarce and self.made):
+                others = self._uncount()
+                if not (isinstance(error, PipelineError) and error.scarce and others):
                     raise
-                self._most = self.made
+                self._most = others
                 template = "the server grants no more than {count} {what}, mailings take turns: {reason}"
-                log.warning(text(template, count=self.made, what=self.what, reason=error.message))
+                log.warning(text(template, count=others, what=self.what, reason=error.message))
 
     def give_back(self, item: T, sound: bool) -> None:
         """For the next one; what is not sound is forgotten."""
-        if not sound:
-            return self._uncount()
         with self.changed:
-            self._free.append(item)
+            if sound:
+                self._free.append(item)
+            else:
+                self.made -= 1
             self.changed.notify_all()
 
     def empty(self) -> list[T]:
@@ -2061,10 +2062,12 @@ class Pool(Generic[T]):
             self.made -= len(free)
             return free
 
-    def _uncount(self) -> None:
+    def _uncount(self) -> int:
+        """One less; how many there are of the others."""
         with self.changed:
             self.made -= 1
             self.changed.notify_all()
+            return self.made
 
 
 CANCEL_TIMEOUT_S = 3
@@ -3457,8 +3460,10 @@ def what_no_key_is(content: bytes, asks_for_passphrase: bool) -> tuple[Text, Tex
 
 
 def break_off(channel: Any) -> None:
-    """Close a channel whose connection may be broken, too."""
-    with contextlib.suppress(OSError, EOFError):
+    """Close a channel whose connection may be broken, too, or stuck in an exchange of keys."""
+    import paramiko
+
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
         channel.close()
 
 
@@ -3555,8 +3560,10 @@ def close_file(client: Any, handle: bytes) -> None:
 
     channel = client.get_channel()
     channel.settimeout(CLOSE_TIMEOUT_S)
-    client._request(CMD_CLOSE, handle)
-    channel.settimeout(SFTP_TIMEOUT_S)
+    try:
+        client._request(CMD_CLOSE, handle)
+    finally:
+        channel.settimeout(SFTP_TIMEOUT_S)
 
 
 class Writer:
