@@ -4117,10 +4117,11 @@ class Line:
             if final_size is None and mailing.state is State.PUBLISHING:
                 return True
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
-        if final_size is not None or why_late():
-            return self._withdraw(mailing)
-        self._rename(mailing, why_late)
-        return True
+        if final_size is None:
+            with contextlib.suppress(Held, Stopped):  # too late
+                self._rename(mailing, why_late)
+                return True
+        return self._withdraw(mailing)
 
     def _rename(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> None:
         """Ask for the rename. Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.

@@ -262,6 +262,27 @@ def test_hours_that_end_while_a_rename_waits_for_a_channel_end_it(rig: Rig) -> N
         assert rig.leftovers() == []
 
 
+def test_hours_that_end_between_the_look_at_a_doubt_and_its_rename_leave_none(rig: Rig) -> None:
+    """30, 53: the first rename was lost, and the second one comes too late: its temp is withdrawn."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.clock.set(datetime(2026, 12, 22, 10, 40))
+    with rig.faulty_server() as server, rig.dialer():
+
+        def late_after_the_look(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            proceed()
+            rig.clock.jump(25 * 60)
+
+        def lose(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            server.commits("stat", late_after_the_look, path=".part-")
+            session.cut()
+
+        server.commits("rename", lose)
+        assert rig.run().code != 0
+        assert rig.states() == {"alfa": "failed"}
+        rig.delivered()
+        assert rig.leftovers() == []
+
+
 def test_a_refused_rename_that_becomes_late_is_in_no_doubt_whatever_its_temp_s_removal_says(rig: Rig) -> None:
     """30, 51: the refusal was answered, so nothing is out; the removal's reply is lost."""
     rig.campaign("alfa", hours="08:00-10:00")
