@@ -1558,7 +1558,7 @@ class State(StrEnum):
     CLAIMED = "claimed"  # before its query
     EXPORTED = "exported"  # whole on this PC's disk
     PUBLISHING = "publishing"  # its rename may have happened
-    WITHDRAWING = "withdrawing"  # after a rename without an answer its temp is being removed
+    WITHDRAWING = "withdrawing"  # its temp is being removed: after a rename, or an upload, that nobody could look after
     DELIVERED = "delivered"
     IN_DOUBT = "in doubt"  # nobody can tell whether the dialer has it: never sent again
     EMPTY = "empty"
@@ -3968,8 +3968,14 @@ class Line:
             if self.options.dry_run:
                 mailing.state = State.READY
                 return
-            with self.stop.turn(self._uploads):  # send, verify: under a temp name
-                self._retry(lambda: self.send(mailing), campaign.name)
+            assert self.ledger
+            try:
+                with self.stop.turn(self._uploads):  # send, verify: under a temp name
+                    self._retry(lambda: self.send(mailing), campaign.name)
+            except (ConnectionLost, Stopped):
+                if mailing.is_whole:  # and not seen since: a dialer that takes any name may have it
+                    self.ledger.note(mailing, state=State.WITHDRAWING)
+                raise
             remarks = self.remarks(campaign, mailing)
             if session:
                 self.judge_moment(campaign)
@@ -4117,7 +4123,7 @@ class Line:
             if final_size is None and mailing.state is State.PUBLISHING:
                 return True
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
-        if final_size is None:
+        if final_size is None and mailing.state is not State.WITHDRAWING:
             with contextlib.suppress(Held, Stopped):  # too late
                 self._rename(mailing, why_late)
                 return True
@@ -4204,7 +4210,7 @@ class Line:
         if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
             mailing.unanswered = True
             why_late = functools.partial(self.too_late, mailing, campaign)
-            error = why_late() or Held(text("its rename was refused"))
+            error = why_late() or Held(text("it was withdrawn"))
             try:
                 self.settle(mailing, why_late, error)
                 self._conclude_leftover(mailing, State.DELIVERED)
@@ -6619,7 +6625,7 @@ PORTUGUESE: dict[str, str] = {
     "its campaign is gone": "a campanha não existe mais",
     "its campaign has another drop folder now": "a campanha agora tem outra pasta de entrega",
     "its slot {slot} is over": "o horário dele, {slot}, já passou",
-    "its rename was refused": "a troca do nome foi recusada",
+    "it was withdrawn": "foi retirada",
     "not published: {reason}": "não publicado: {reason}",
     "the run was interrupted before publishing": "a execução foi interrompida antes da publicação",
     "{path} was changed on this PC before it was sent": "{path} foi alterado neste PC antes de ser enviado",

@@ -287,6 +287,29 @@ def test_a_dialer_that_takes_any_name_never_sees_a_temp_with_a_staging_folder(ri
     shutil.rmtree(rig.stage.base / "staging")
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_whole_temp_that_nobody_could_look_after_is_looked_for_by_the_next_run(rig: Rig, taken: bool) -> None:
+    """48, 75: acknowledged to its last byte, then the server is out of reach. If it is gone, it may be activated."""
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server() as server, rig.dialer(), rig.sftp_line() as line:
+
+        def then_unreachable(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            proceed()
+            for temp in rig.stage.drop("alfa").iterdir() if taken else ():
+                temp.unlink()
+            line.refuse()
+            line.cut()
+
+        server.commits("close", then_unreachable)
+        assert rig.run().code == 6
+        line.accept()
+        assert rig.run().code == (4 if taken else 0)
+        assert rig.run().code == (4 if taken else 0)
+        rig.delivered(*["alfa"] * (not taken), settled=False)
+        assert rig.states() == {"alfa": "in doubt" if taken else "delivered"}
+        assert rig.leftovers() == []
+
+
 @pytest.mark.parametrize("path", ["", "alfa", "mailing_", ".part-"], ids=["everything", "folder", "final", "temp"])
 @pytest.mark.parametrize("request_name", ["stat", "fstat"])
 def test_where_looking_is_forbidden_nothing_is_published_blindly(rig: Rig, request_name: str, path: str) -> None:
