@@ -3263,6 +3263,11 @@ def auth_handler_class() -> type[Any]:
     return AuthHandler
 
 
+def key_kind(algorithm: str) -> str:
+    """The kind of key that signs so: an RSA key has several algorithms."""
+    return "ssh-rsa" if algorithm.startswith("rsa-") else algorithm
+
+
 class SftpLogin:
     """The connection that all workers share: dialled by its first use, and again after it broke.
 
@@ -3324,14 +3329,13 @@ class SftpLogin:
         while not seen or kinds:
             self._connect(kinds)
             key = self.transport.get_remote_server_key()
-            seen[key.get_name()] = key.fingerprint
+            seen[key_kind(self.transport.host_key_type)] = key.fingerprint
             if self._is_pinned(key):
                 return
             kinds = [
                 kind
                 for kind in self.transport.preferred_keys
-                if kind in self.transport.offers["server_key_algo_list"]
-                and re.sub("^rsa-.*", "ssh-rsa", kind) not in seen
+                if kind in self.transport.offers["server_key_algo_list"] and key_kind(kind) not in seen
             ]
         keys = ", ".join(f"{fingerprint} ({kind})" for kind, fingerprint in seen.items())
         template = "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}"
