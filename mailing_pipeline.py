@@ -1842,6 +1842,7 @@ class Mailing:
     hint: str = ""
     pickup: Pickup = Pickup.UNWATCHED
     picked_up: str = ""  # 10:02:45
+    pc: str = ""  # which brought it
     changed: str = ""  # local time with offset
 
     # Of the run alone, not noted in the ledger
@@ -1885,6 +1886,7 @@ class PastRun:
     started: bool  # whether it came to its campaigns; else the message says why not
     message: str
     hint: str
+    pc: str = ""
     changed: str
 
     @property
@@ -1897,7 +1899,8 @@ class PastRun:
 # Ledger: what was promised before a rename, and what came of it
 # ---------------------------------------------------------------------------------------------------------------------
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
+PC = socket.gethostname()
 LEDGER_SQL = """
 CREATE TABLE IF NOT EXISTS mailings (
     id INTEGER PRIMARY KEY,
@@ -1921,6 +1924,7 @@ CREATE TABLE IF NOT EXISTS mailings (
     hint TEXT NOT NULL DEFAULT '',
     pickup TEXT NOT NULL DEFAULT '',      -- what the dialer did with it
     picked_up TEXT NOT NULL DEFAULT '',   -- when
+    pc TEXT NOT NULL DEFAULT '',          -- which brought it
     changed TEXT NOT NULL                 -- local time with offset
 );
 CREATE UNIQUE INDEX IF NOT EXISTS once ON mailings (campaign, slot)
@@ -1933,6 +1937,7 @@ CREATE TABLE IF NOT EXISTS runs (
     started INTEGER NOT NULL,             -- 0: it ended before any campaign had an outcome
     message TEXT NOT NULL,
     hint TEXT NOT NULL,
+    pc TEXT NOT NULL DEFAULT '',
     changed TEXT NOT NULL
 );
 """
@@ -1941,6 +1946,10 @@ LEDGER_FROM_1 = """
 ALTER TABLE mailings RENAME TO old_mailings;
 DROP INDEX IF EXISTS at_most_once;
 DROP INDEX IF EXISTS by_file;
+"""
+LEDGER_FROM_2 = """
+ALTER TABLE mailings ADD COLUMN pc TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 """
 
 
@@ -1990,10 +1999,10 @@ class Ledger:
             return
         self._db.execute("BEGIN IMMEDIATE")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]  # another program may have been first
-        script = LEDGER_SQL if is_new or version == LEDGER_VERSION else LEDGER_FROM_1 + LEDGER_SQL
-        for statement in script.split(";"):
+        update = {1: LEDGER_FROM_1, 2: LEDGER_FROM_2}.get(version, "") if not is_new else ""
+        for statement in (update + LEDGER_SQL).split(";"):
             self._db.execute(statement)
-        if not is_new and version < LEDGER_VERSION:
+        if update == LEDGER_FROM_1:
             self._take_over()
         self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         self._db.execute("COMMIT")
@@ -2021,8 +2030,8 @@ class Ledger:
             else:
                 code = ExitCode.OK if row["state"] == "done" else ExitCode.PARTIAL
                 started = row["file"] != "fault"
-                values = (row["slot"], code, started, row["message"], row["hint"], row["changed"])
-                self._db.execute(RUN_SQL, values)
+                told = {name: row[name] for name in ("slot", "message", "hint", "changed")}
+                self._insert("runs", told | {"exit_code": code, "started": started})
         self._db.execute("DROP TABLE old_mailings")
 
     def _take_over_mailing(self, row: sqlite3.Row, unused_ids: Iterator[int]) -> None:
@@ -2048,15 +2057,14 @@ class Ledger:
 
     def claim(self, mailing: Mailing) -> None:
         """A new entry."""
-        mailing.changed = self._now()
+        mailing.changed, mailing.pc = self._now(), PC
         mailing.id = self._insert("mailings", stored(mailing))
 
     def note(self, mailing: Mailing, **values: Any) -> None:
         """Set fields of a mailing, here and in its entry; on the disk when it returns."""
         values["changed"] = self._now()
         columns = ", ".join(f"{name} = ?" for name in values)
-        told = [as_column(value) for value in values.values()]
-        self._execute(f"UPDATE mailings SET {columns} WHERE id = ?", (*told, mailing.id))
+        self._execute(f"UPDATE mailings SET {columns} WHERE id = ?", (*values.values(), mailing.id))
         for name, value in values.items():  # not before: the record must not know more than the disk
             setattr(mailing, name, value)
 
@@ -2097,50 +2105,49 @@ class Ledger:
 
     def note_run(self, slot: str, code: ExitCode, started: bool, message: str, hint: str) -> None:
         """How a whole run ended; started: its campaigns had outcomes of their own."""
-        self._execute(RUN_SQL, (slot, code, started, message, hint, self._now()))
+        told = {"slot": slot, "exit_code": code, "started": started, "message": message, "hint": hint}
+        self._insert("runs", told | {"pc": PC, "changed": self._now()})
 
     def runs(self, since: str) -> list[PastRun]:
         """The runs that ended after that time, oldest first."""
         rows = self._execute("SELECT * FROM runs WHERE changed > ? ORDER BY id", (since,))
-        return [PastRun(**(dict(row) | {"started": bool(row["started"])})) for row in rows]
+        return [PastRun(**(row | {"started": bool(row["started"])})) for row in rows]
 
     def _now(self) -> str:
         return self.clock.now().isoformat(timespec="milliseconds")
 
     def _insert(self, table: str, values: Mapping[str, Any]) -> int:
         marks = ", ".join("?" * len(values))
-        sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"
-        with self._lock:
-            self._execute(sql, tuple(values.values()))
-            return int(self._execute("SELECT last_insert_rowid()", ())[0][0])
+        sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks}) RETURNING id"
+        return int(self._execute(sql, tuple(values.values()))[0]["id"])
 
-    def _execute(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
+    def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
         try:
             with self._lock:
-                return self._db.execute(sql, values).fetchall()
-        except sqlite3.IntegrityError:  # the index `once`
-            raise Held(text("this slot's mailing is out already")) from None
+                return list(map(dict, self._db.execute(sql, [as_column(value) for value in values])))
+        except sqlite3.IntegrityError:
+            raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
             message = text("{path}: {reason}", path=self.path, reason=foreign(error))
             hint = text("free the disk, and close other programs that hold the ledger")
             raise LocalFault(message, hint) from error
 
 
-RUN_SQL = "INSERT INTO runs (slot, exit_code, started, message, hint, changed) VALUES (?, ?, ?, ?, ?, ?)"
-
-
 def as_column(value: Any) -> Any:
-    """A field of a mailing as SQLite takes it."""
+    """A value as the ledger takes it."""
+    if isinstance(value, (bool, IntEnum)):
+        return int(value)
     return str(value) if isinstance(value, (PurePosixPath, StrEnum)) else value
 
 
 def stored(mailing: Mailing) -> dict[str, Any]:
-    """A mailing's fields but its number, as SQLite takes them."""
+    """A mailing's fields but its number, as the ledger takes them."""
     named = [item.name for item in fields(Mailing) if item.name != "id" and not item.metadata]
-    return {name: as_column(getattr(mailing, name)) for name in named}
+    return {name: getattr(mailing, name) for name in named}
 
 
-def mailing_of(row: sqlite3.Row) -> Mailing:
+def mailing_of(row: Mapping[str, Any]) -> Mailing:
     """An entry of the ledger as the record that it is."""
     typed = {"state": State(row["state"]), "pickup": Pickup(row["pickup"]), "folder": PurePosixPath(row["folder"])}
     return Mailing(**(dict(row) | typed | {"resend": bool(row["resend"])}))
