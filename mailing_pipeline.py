@@ -318,6 +318,10 @@ class LocalFault(PipelineError):
     """This PC's own disk or ledger failed."""
 
 
+class ClaimLost(LocalFault):
+    """The session with the shared ledger broke, and with it went what this PC had claimed: others may have it now."""
+
+
 class Held(PipelineError):
     """A guard refused the mailing."""
 
@@ -788,6 +792,17 @@ def fingerprints(written: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.rstrip("=") for one in found))
 
 
+def connection_string(written: str) -> Mapping[str, str]:
+    """libpq's options in a connection string; none of an empty text."""
+    from psycopg import ProgrammingError, conninfo
+
+    try:
+        return {key: str(value) for key, value in conninfo.conninfo_to_dict(written).items()}
+    except ProgrammingError:  # whose text may quote the password
+        example = "host=pg dbname=ledger user=ledger password=…"
+        raise Wrong(text("must be a libpq connection string such as {example}", example=example)) from None
+
+
 def setting(default: str, parse: Callable[[str], Any] = str, *, secret: bool = False, key: str = "") -> Any:
     """One line of config.env; its key is the field's name in capitals, unless given. default is text for parse."""
     return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
@@ -833,6 +848,8 @@ class Settings:
     run_deadline_minutes: int = setting("50", whole_number(1, 54))
     pickup_timeout_seconds: int = setting("0", whole_number(0, 3600))
     retention_days: int = setting("7", whole_number(1, 3650))
+    ledger: Mapping[str, str] = setting("", connection_string, secret=True)  # of the PostgreSQL that several PCs share
+    max_replica_lag_seconds: int = setting("0", whole_number(0, 86400))
     language: str = setting("en", one_of(*LANGUAGES))
     alert_urls: str = setting("", secret=True)
     heartbeat_url: str = setting("", secret=True)
@@ -854,11 +871,16 @@ class Settings:
         """What must never be told, whoever quotes it."""
         password = self.libpq.get("password", "")
         urls = (*self.alert_urls.split(), self.heartbeat_url)
-        return (password, self.sftp_password, self.sftp_key_passphrase, *urls)
+        return (password, self.ledger.get("password", ""), self.sftp_password, self.sftp_key_passphrase, *urls)
 
     @property
     def ledger_path(self) -> Path:
         return self.output / "ledger.sqlite3"
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is one to look into."""
+        return bool(self.ledger) or self.ledger_path.exists()
 
     @property
     def hours(self) -> Hours:
@@ -1954,11 +1976,14 @@ ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 
 
 class Ledger:
-    """The record of deliveries, kept across runs and crashes: SQLite, on the disk before a call returns.
+    """The record of deliveries, kept across runs and crashes; what is noted is on the disk before a call returns.
 
-    The only class that knows SQLite. looks: nothing is to be noted, so that a ledger that cannot be written
-    will do. Raises SettingsFault when it is opened, LocalFault afterwards.
+    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL. looks: nothing is to be noted,
+    so that a ledger that cannot be written will do. Raises SettingsFault when it is opened, LocalFault afterwards.
     """
+
+    is_shared = False
+    _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
@@ -2060,11 +2085,35 @@ class Ledger:
         mailing.changed, mailing.pc = self._now(), PC
         mailing.id = self._insert("mailings", stored(mailing))
 
+    def hold(self, campaigns: Sequence[str]) -> str:
+        """The first of these campaigns that no other PC is at work on: ours until `release`. '': there is none."""
+        return campaigns[0]
+
+    def release(self, campaign: str) -> None:
+        """Let other PCs have a campaign."""
+
+    @contextlib.contextmanager
+    def holding(self, campaign: str) -> Iterator[bool]:
+        """Hold a campaign until the block ends; whether no other PC has it."""
+        held = self.hold([campaign])
+        try:
+            yield bool(held)
+        finally:
+            if held:
+                self.release(campaign)
+
+    def still_ours(self) -> None:
+        """As late as can be before a request that another PC must not meet. Raises ClaimLost."""
+
     def note(self, mailing: Mailing, **values: Any) -> None:
         """Set fields of a mailing, here and in its entry; on the disk when it returns."""
         values["changed"] = self._now()
         columns = ", ".join(f"{name} = ?" for name in values)
-        self._execute(f"UPDATE mailings SET {columns} WHERE id = ?", (*values.values(), mailing.id))
+        sql = f"UPDATE mailings SET {columns} WHERE id = ? AND {self._is_ours} RETURNING id"
+        if not self._execute(sql, (*values.values(), mailing.id)):
+            raise ClaimLost(
+                text("{campaign}: another PC may be at work on it", campaign=mailing.campaign), LOST_HINT, wide=True
+            )
         for name, value in values.items():  # not before: the record must not know more than the disk
             setattr(mailing, name, value)
 
@@ -2073,15 +2122,25 @@ class Ledger:
         rows = self._execute(f"SELECT * FROM mailings WHERE {where} ORDER BY id", values)
         return [mailing_of(row) for row in rows]
 
-    def unsettled(self) -> list[Mailing]:
-        """What an earlier run left behind: on its way, in doubt, or with a temp on the server."""
+    def unsettled(self, campaign: str = "") -> list[Mailing]:
+        """What earlier runs left behind (of that campaign): on its way, in doubt, or with a temp on the server."""
         states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        return self.mailings(f"state IN ({states}) OR temps > 0")
+        return self.mailings(f"(state IN ({states}) OR temps > 0) AND ? IN ('', campaign)", campaign)
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
         """What reached the dialer in this slot, or may have."""
         states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
         return self.mailings(f"slot = ? AND campaign = ? AND state IN ({states})", slot, campaign)
+
+    def newest(self) -> int:
+        """The number of the latest entry."""
+        return int(self._execute("SELECT coalesce(max(id), 0) AS id FROM mailings", ())[0]["id"])
+
+    def verdict_elsewhere(self, slot: str, campaign: str, since: int) -> Mailing | None:
+        """That another PC brought it as far as its guards in this slot, which answers for this PC too."""
+        where = "slot = ? AND campaign = ? AND pc <> ? AND id > ? AND state IN ('held', 'empty')"
+        found = self.mailings(where, slot, campaign, PC, since)
+        return found[-1] if found else None
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -2132,6 +2191,188 @@ class Ledger:
             message = text("{path}: {reason}", path=self.path, reason=foreign(error))
             hint = text("free the disk, and close other programs that hold the ledger")
             raise LocalFault(message, hint) from error
+
+
+LEDGER_SESSION_S = 30  # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
+LEDGER_BEAT_S = 10
+LEDGER_ANSWER_S = 10
+LEDGER_POLL_S = 2  # between two looks at what other PCs hold
+CLOCK_TOLERANCE_S = 60
+LOST_HINT = text("nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it")
+CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running?")
+# What stands in LEDGER_SQL, as PostgreSQL calls it.
+POSTGRES_WORDS = {
+    "INTEGER PRIMARY KEY": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    "INTEGER": "BIGINT",
+    "REAL": "DOUBLE PRECISION",
+    "TEXT": 'TEXT COLLATE "C"',
+}
+SHARED_LEDGER_SQL = functools.reduce(
+    lambda sql, word: sql.replace(*word),
+    POSTGRES_WORDS.items(),
+    f"""
+SELECT pg_advisory_xact_lock(hashtext('{PROGRAM}')); -- PCs come at the same minute
+DO $$ BEGIN IF to_regnamespace('{PROGRAM}') IS NULL THEN CREATE SCHEMA {PROGRAM}; END IF; END $$;
+{LEDGER_SQL}
+COMMENT ON TABLE mailings IS '{LEDGER_VERSION}';
+""",
+)
+
+
+def lock_of(campaign: str) -> str:
+    """The key of a campaign's advisory lock, in SQL; one table's keys are no other's."""
+    return f"hashtextextended({campaign}, 'mailings'::regclass::oid::bigint)"
+
+
+class SharedLedger(Ledger):
+    """The ledger of several PCs, in the schema mailing_pipeline of a PostgreSQL of its own login.
+
+    A claim is an entry together with an advisory lock on its campaign, which the session holds. The session
+    beats; when its PC dies, sleeps, hangs or is cut off, PostgreSQL ends it (idle_session_timeout), the lock is
+    free, and whoever takes it settles the entry by looking. A new session, after one that broke, holds nothing.
+    """
+
+    is_shared = True
+    _is_ours = (
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1"
+        f" AND (classid::bigint << 32 | objid::bigint) = {lock_of('campaign')})"
+    )
+
+    def __init__(self, settings: Settings, clock: Clock, looks: bool = False) -> None:
+        self.settings, self.clock = settings, clock
+        self.where = address(settings.ledger.get("host", "localhost"), settings.ledger.get("port", "5432"))
+        self._lock, self._closed = threading.RLock(), threading.Event()
+        self._session: psycopg.Connection[dict[str, Any]] | None = None
+        self._limit_s, self._heard = 0.0, (clock.steady_s(), clock.now())
+        try:
+            if self._execute("SELECT to_regclass('mailings') AS table", ())[0]["table"] is None:
+                self._execute(SHARED_LEDGER_SQL, ())
+            self._check_version()
+            if not looks:
+                self._check_clock()
+        except PipelineError as error:
+            self.close()
+            fault = SettingsFault(*error.lines)
+            fault.tries = error.tries
+            raise fault from None
+        threading.Thread(target=self._beat, name="ledger", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._lock:
+            if self._session:
+                self._session.close()
+
+    def hold(self, campaigns: Sequence[str]) -> str:
+        sql = f"SELECT name FROM unnest(?::text[]) AS name WHERE pg_try_advisory_lock({lock_of('name')}) LIMIT 1"
+        found = self._execute(sql, [list(campaigns)])
+        return str(found[0]["name"]) if found else ""
+
+    def release(self, campaign: str) -> None:
+        with contextlib.suppress(LocalFault):  # its session is gone: so is the lock
+            self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
+
+    def still_ours(self) -> None:
+        steady_s, now = self._heard
+        silent_s = max(self.clock.steady_s() - steady_s, (self.clock.now() - now).total_seconds())
+        if silent_s > LEDGER_SESSION_S / 2:
+            message = text("this PC stood still for {seconds} s: others may have its claims", seconds=round(silent_s))
+            raise ClaimLost(message, LOST_HINT, wide=True)
+
+    def _check_version(self) -> None:
+        version = self._execute("SELECT obj_description('mailings'::regclass) AS version", ())[0]["version"]
+        if version != str(LEDGER_VERSION):
+            raise SettingsFault(text("{path}: the ledger is of another version of this program", path=self.where))
+
+    def _check_clock(self) -> None:
+        """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
+        now, theirs = self.clock.now(), self._execute("SELECT extract(epoch FROM clock_timestamp())::float AS s", ())
+        wrong_s = round(now.timestamp() - theirs[0]["s"])
+        if abs(wrong_s) > CLOCK_TOLERANCE_S:
+            template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
+            raise SettingsFault(text(template, seconds=wrong_s))
+        for latest in self.mailings("id = (SELECT max(id) FROM mailings)"):
+            then = datetime.fromisoformat(latest.changed)
+            if then.utcoffset() != then.astimezone().utcoffset():
+                template = "this PC and {pc} have different time zones; nothing was sent. Set the zone"
+                raise SettingsFault(text(template, pc=latest.pc))
+
+    def _beat(self) -> None:
+        while not self._closed.wait(LEDGER_BEAT_S):
+            with self._lock, contextlib.suppress(PipelineError):
+                if self._session and not self._session.closed:
+                    self._execute("SELECT 1", ())
+
+    def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        import psycopg
+
+        asked = self.clock.steady_s(), self.clock.now()
+        given = [as_column(value) for value in values]
+        with self._lock:
+            try:
+                session = self._connected()
+                self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+                cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
+                rows = cursor.fetchall() if cursor.description else []
+            except psycopg.errors.UniqueViolation:
+                raise Held(text("this slot's mailing is out already")) from None
+            except psycopg.ProgrammingError as error:
+                hint = text("let the database administrator run: {sql}", sql=self._cure())
+                raise LocalFault(self._told(error), hint) from None
+            except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
+                if self._session:
+                    self._session.close()
+                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=AGAIN, wide=True) from None
+            self._heard = asked
+        return rows
+
+    def _connected(self) -> psycopg.Connection[dict[str, Any]]:
+        """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
+        from psycopg.rows import dict_row
+
+        if self._session and not self._session.closed:
+            return self._session
+        options: dict[str, Any] = {
+            "connect_timeout": self.settings.connect_timeout_seconds,
+            "application_name": f"{PROGRAM} ledger",
+            "target_session_attrs": "read-write",  # of several hosts the one that is primary now
+            **self.settings.ledger,
+            "client_encoding": "UTF8",
+        }
+        connect = bounded_connection().connect
+        session = connect(**options, autocommit=True, prepare_threshold=None, row_factory=dict_row)
+        session.look = self._look  # type: ignore[attr-defined]
+        self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+        limits = {
+            "idle_session_timeout": f"{LEDGER_SESSION_S}s",
+            "idle_in_transaction_session_timeout": f"{LEDGER_SESSION_S}s",
+            "statement_timeout": f"{LEDGER_ANSWER_S}s",
+            "synchronous_commit": "on",
+            "search_path": PROGRAM,
+        }
+        session.execute(
+            "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in limits.items())
+        )
+        self._session = session
+        return session
+
+    def _look(self) -> None:
+        import psycopg
+
+        if time.monotonic() > self._limit_s:
+            raise psycopg.OperationalError("no answer in time")
+
+    def _told(self, error: psycopg.Error) -> Text:
+        reason = foreign(error.diag.message_primary or error, self.settings.secrets)
+        return text("ledger at {where}: {reason}", where=self.where, reason=reason)
+
+    def _cure(self) -> str:
+        return f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{self.settings.ledger.get("user", "")}"'
+
+
+def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger:
+    """The ledger that LEDGER names, or this PC's own."""
+    return SharedLedger(settings, clock, looks) if settings.ledger else Ledger(settings.ledger_path, clock, looks)
 
 
 def as_column(value: Any) -> Any:
@@ -4145,7 +4386,7 @@ class Line:
         if final_size == mailing.size_bytes:
             self.drops.clear(mailing.part)
             return True
-        if final_size is not None or late:
+        if final_size is not None or late or mailing.state is State.WITHDRAWING:
             return self._withdraw(mailing)
         self._rename(mailing)
         return True
@@ -4158,6 +4399,7 @@ class Line:
         assert self.ledger
         self.stop.check()
         self.ledger.note(mailing, state=State.PUBLISHING)
+        self.ledger.still_ours()
         try:
             self.drops.rename(mailing.part, mailing.final)
         except DeliveryError as error:
@@ -4178,6 +4420,7 @@ class Line:
         assert self.ledger
         before = mailing.state
         self.ledger.note(mailing, state=State.WITHDRAWING)  # or a lost reply would look as if the dialer had taken it
+        self.ledger.still_ours()
         try:
             removed = self.drops.remove(mailing.part)
         except DeliveryError as error:
@@ -4204,12 +4447,20 @@ class Line:
     def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
         """What an earlier run left, before anything else. Raises DeliveryError if the server is out of reach."""
         assert self.ledger
-        leftovers = self.ledger.unsettled()
+        for name in dict.fromkeys(mailing.campaign for mailing in self.ledger.unsettled()):
+            with self.ledger.holding(name) as ours:
+                if ours:
+                    self.settle_campaign(name, campaigns.get(name))
+
+    def settle_campaign(self, name: str, campaign: Campaign | None) -> None:
+        """What earlier runs left of a campaign that we hold. Raises DeliveryError if the server is out of reach."""
+        assert self.ledger
+        leftovers = self.ledger.unsettled(name)
         if leftovers:
             self._reach(self.drops, "SFTP")
         for mailing in leftovers:
             try:
-                self._settle_leftover(mailing, campaigns.get(mailing.campaign))
+                self._settle_leftover(mailing, campaign)
             except PipelineError as error:
                 template = "{campaign}: {file} stays in doubt: {reason}"
                 log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=error.message))
@@ -4599,6 +4850,8 @@ def live_progress(console: Console | None, mailings: Sequence[Mailing], language
 PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
+OURS = contextlib.nullcontext(True)
+SEE_PAGE = text("the status page shows what came of it")
 BY_OPERATOR = text("stopped by the operator")
 START_AGAIN = text("start the program again; it sends only what is missing")
 
@@ -4609,24 +4862,27 @@ class Run:
     def __init__(self, line: Line, files: QueryFiles) -> None:
         self.line, self.files = line, files
         self.mailings: list[Mailing] = []
-        self._waiting: list[tuple[Campaign, Mailing]] = []
-        self._lock = threading.Lock()
+        self._waiting: list[tuple[Campaign, int]] = []  # and where its mailing stands in `mailings`
+        self._taking, self._naming = threading.Lock(), threading.Lock()
         self._query_turns = threading.Semaphore(line.settings.query_workers)
+        self._names: set[str] = set()  # of this run's mailings
+        self._newest = 0  # the ledger's entry of before this run
+        self._error: PipelineError | None = None  # why what waits is not taken
 
-    def plan(self, used: Callable[[str], bool]) -> None:
-        """A mailing for each campaign: due ones are claimed and wait for a worker, the others have their outcome."""
-        taken: set[str] = set()
+    def plan(self) -> None:
+        """A mailing for each campaign: due ones wait for a worker to claim them, the others have their outcome.
 
-        def is_used(name: str) -> bool:  # in any case, as Windows has it; a mailing's rejected rows need a name too
-            return name.lower() in taken or rejected_name(name).lower() in taken or used(name)
-
+        What other PCs have under way is no outcome yet: who holds the campaign decides.
+        """
+        ledger = self.line.ledger
+        undecided = Mailing(campaign="", slot=self.line.slot, state=State.CLAIMED)
+        self._newest = self.line._retry(ledger.newest, "ledger") if ledger else 0
         for campaign in self.files.campaigns:
-            mailing = self._outcome_before_start(campaign)
+            mailing = dataclass_replace(undecided, campaign=campaign.name, folder=campaign.folder)
+            if not (ledger and ledger.is_shared):
+                mailing = self._outcome_before_start(campaign)
             if mailing.state is State.CLAIMED:
-                start = self.line.stop.start
-                mailing.file = free_file_name(render_file_name(campaign.file_name, campaign.name, start), is_used)
-                taken |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
-                self._claim(campaign, mailing)
+                self._waiting.append((campaign, len(self.mailings)))
             self.mailings.append(mailing)
         for broken in self.files.broken:
             self._fail_broken(broken)
@@ -4652,10 +4908,16 @@ class Run:
 
     def end(self) -> None:
         """What no worker could bring to an end gets its outcome from what is noted; connections are closed."""
-        error = self.line.stop.error or Stopped(text("the run was stopped"))
+        error = self.line.stop.error or self._error or Stopped(text("the run was stopped"))
+        for campaign, at in self._waiting:
+            self._give_up(campaign, at, error)
         for mailing in self.mailings:
             if mailing.state in UNSETTLED:
-                self._conclude(mailing, error)
+                with contextlib.suppress(ClaimLost):
+                    self._conclude(mailing, error)
+        if self.line.ledger and self.line.ledger.is_shared:
+            with contextlib.suppress(PipelineError):
+                self._look_again()
         self.line.database.close()
         self.line.drops.close()
 
@@ -4664,19 +4926,23 @@ class Run:
         line, options = self.line, self.line.options
         mailing = Mailing(campaign=campaign.name, slot=line.slot, state=State.CLAIMED, folder=campaign.folder)
         before = line.ledger.in_slot(line.slot, campaign.name) if line.ledger else []
+        resend = options.resend and all(entry.id <= self._newest for entry in before)
         if any(entry.state in MAY_BE_OUT for entry in before):
             mailing.state = State.IN_DOUBT
             message = text("the server does not tell what became of this slot's mailing")
             mailing.error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
-        elif before and not options.resend:
+        elif before and not resend:
             latest = before[-1]
             mailing = dataclass_replace(latest, state=State.ALREADY, message="", hint="", id=0)
         elif (reason := self._why_not_due(campaign)) and not before:
             mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
         elif before:
             mailing.resend = True
-            template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
-            log.warning(text(template, campaign=campaign.name))
+        elif line.ledger and (verdict := line.ledger.verdict_elsewhere(line.slot, campaign.name, self._since)):
+            mailing = dataclass_replace(verdict, id=0)
+            if verdict.state is State.HELD:
+                mailing.error = Held(text("{message}", message=verdict.message))
+            return mailing
         if mailing.error:
             mailing.message, mailing.hint = as_told(mailing.error, line.settings.language).values()
         return mailing
@@ -4687,10 +4953,39 @@ class Run:
             return None
         return campaign.hours.why_not(self.line.stop.start)
 
-    def _claim(self, campaign: Campaign, mailing: Mailing) -> None:
-        if self.line.ledger:
-            self.line.ledger.claim(mailing)
-        self._waiting.append((campaign, mailing))
+    @property
+    def _since(self) -> int:
+        """The entry from which on other PCs' verdicts count: for a manual run those that it has not seen before."""
+        return 0 if self.line.options.scheduled else self._newest
+
+    def _begin(self, campaign: Campaign, at: int) -> Mailing | None:
+        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
+        line, ledger = self.line, self.line.ledger
+        if ledger and ledger.is_shared:
+            line.settle_campaign(campaign.name, campaign)
+            if not ledger.unsettled(campaign.name):
+                line.drop_temps(self.mailings[at])  # what we were sending while we lost it
+            self.mailings[at] = self._outcome_before_start(campaign)
+        mailing = self.mailings[at]
+        if mailing.state is not State.CLAIMED:
+            template = "{campaign}: {state} ({pc})"
+            log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
+            return None
+        if mailing.resend:
+            template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
+            log.warning(text(template, campaign=campaign.name))
+        with self._naming:
+            name = render_file_name(campaign.file_name, campaign.name, line.stop.start)
+            mailing.file = free_file_name(name, self._is_used)
+            self._names |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
+        if ledger:
+            ledger.claim(mailing)
+        return mailing
+
+    def _is_used(self, name: str) -> bool:
+        """In any case, as Windows has it; a mailing's rejected rows need a name too."""
+        ours = {name.lower(), rejected_name(name).lower()} & self._names
+        return bool(ours) or (self.line.ledger is not None and self.line.ledger.knows_file(name))
 
     def _fail_broken(self, broken: BrokenQuery) -> None:
         """A query file with faults fails, as a campaign does."""
@@ -4702,29 +4997,59 @@ class Run:
         hint = text("correct the file, and try it with --check")
         self._conclude(mailing, PipelineError(in_a_row(broken.told), hint))
 
-    def _next(self) -> tuple[Campaign, Mailing, contextlib.ExitStack] | None:
-        """The next campaign in file order, with its turn to query; None if there is none."""
-        turn = contextlib.ExitStack()
-        with self._lock:
-            if not self._waiting:
-                return None
-            turn.enter_context(self.line.stop.turn(self._query_turns))
-            return *self._waiting.pop(0), turn
+    def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
+        """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
+        turn, stop = contextlib.ExitStack(), self.line.stop
+        with self._taking:
+            while self._waiting:
+                turn.enter_context(stop.turn(self._query_turns))
+                if (place := self._hold()) is not None:
+                    return *self._waiting.pop(place), turn
+                turn.close()
+                stop.sleep(LEDGER_POLL_S)
+        return None
+
+    def _hold(self) -> int | None:
+        """Which of those that wait is ours now; None if other PCs hold them all."""
+        ledger, names = self.line.ledger, [campaign.name for campaign, _ in self._waiting]
+        if not ledger:
+            return 0
+        held = self.line._retry(lambda: ledger.hold(names), "ledger")
+        return names.index(held) if held else None
 
     def _work(self) -> None:
         """A worker's life: one mailing after the other. Whatever happens to one, the others go on."""
-        while True:
+        while not self._error:
             try:
                 taken = self._next()
-            except Stopped:
-                return  # what waits is concluded at the run's end
+            except PipelineError as error:
+                self._error = error  # what waits is concluded at the run's end
+                return
             if not taken:
                 return
-            campaign, mailing, turn = taken
-            self._bring(campaign, mailing, turn)
+            self._bring(*taken)
 
-    def _bring(self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack) -> None:
-        """The ladder: everything that may go wrong with a mailing ends here."""
+    def _bring(self, campaign: Campaign, at: int, turn: contextlib.ExitStack) -> None:
+        """A campaign that we hold, to its outcome; to the end of the queue again if we lose it meanwhile."""
+        lost = False
+        try:
+            with turn:
+                if mailing := self._begin(campaign, at):
+                    self._bring_mailing(campaign, mailing, turn)
+        except ClaimLost as error:
+            log.warning(text("{campaign}: {message}", campaign=campaign.name, message=error.message))
+            lost = True
+        except PipelineError as error:
+            self._conclude(self.mailings[at], error)
+        except Exception as error:
+            self._conclude(self.mailings[at], bug(error))
+        if self.line.ledger:
+            self.line.ledger.release(campaign.name)
+        if lost:  # not before it is released, or another worker of ours may hold it by then
+            self._waiting.append((campaign, at))
+
+    def _bring_mailing(self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack) -> None:
+        """The ladder: everything that may go wrong with a mailing ends here. Raises ClaimLost alone."""
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
         try:
@@ -4732,6 +5057,8 @@ class Run:
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
             self._conclude(mailing, None)
+        except ClaimLost:
+            raise
         except PipelineError as error:
             for kind, server in ((DatabaseError, line.database), (DeliveryError, line.drops)):
                 if error.wide and isinstance(error, kind):
@@ -4741,11 +5068,29 @@ class Run:
             self._conclude(mailing, ended or error)
         except Exception as error:
             self._conclude(mailing, bug(error))
-        finally:
-            turn.close()
+
+    def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
+        """What nobody took up before this run's end; another PC may still be at work on it."""
+        ledger = self.line.ledger
+        with contextlib.suppress(PipelineError), ledger.holding(campaign.name) if ledger else OURS as ours:
+            if ours:
+                if mailing := self._begin(campaign, at):
+                    self._conclude(mailing, error)
+                return
+            error = Stopped(text("another PC was still at work on it when this run ended"), SEE_PAGE)
+        self.mailings[at].id = 0  # its entry, if it has one, is for those to conclude who can hold it
+        self._conclude(self.mailings[at], error)
+
+    def _look_again(self) -> None:
+        """What did not come through here another PC may have brought meanwhile."""
+        for at, mailing in enumerate(self.mailings):
+            if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
+                found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
+                if found and found[-1].state is State.DELIVERED:
+                    self.mailings[at] = dataclass_replace(found[-1], state=State.ALREADY, message="", hint="", id=0)
 
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
-        """A mailing's outcome, in record, ledger and log. Raises nothing."""
+        """A mailing's outcome, in record, ledger and log. Raises ClaimLost alone: it is others' then."""
         line, language = self.line, self.line.settings.language
         if error and mailing.state is State.DELIVERED:
             template = "{campaign}: after its delivery: {reason}"
@@ -4755,14 +5100,16 @@ class Run:
             mailing.error, mailing.state = error, state_after(mailing, error)
         if mailing.began_s:
             mailing.seconds = round(line.stop.clock.steady_s() - mailing.began_s, 3)
+        if error:
+            mailing.message, mailing.hint = as_told(error, language).values()
         try:
             if line.ledger and mailing.id:
                 self._note_outcome(mailing, error)
+        except ClaimLost:
+            raise
         except PipelineError as fault:
             template = "{campaign}: the ledger could not note it, the next run looks: {reason}"
             log.error(text(template, campaign=mailing.campaign, reason=fault.message))
-        if error:
-            mailing.message, mailing.hint = as_told(error, language).values()
         log_outcome(mailing, error)
 
     def _note_outcome(self, mailing: Mailing, error: PipelineError | None) -> None:
@@ -4868,7 +5215,9 @@ def run(
     who += " by the Task Scheduler" if options.scheduled else " by hand"
     with (
         only_run(settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0),
-        contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger,
+        contextlib.closing(
+            retry(lambda: open_ledger(settings, clock), settings.retry_policy, stop, "ledger")
+        ) as ledger,
     ):
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
@@ -4878,7 +5227,9 @@ def run(
                 line.settle_leftovers({campaign.name: campaign for campaign in files.campaigns})
             except (DeliveryError, Stopped) as error:
                 line.drops.down = error  # nothing can be delivered: no query runs
-            this.plan(ledger.knows_file)
+            except ClaimLost as error:  # they are settled before anything else is done with their campaigns
+                log.warning(error.message)
+            this.plan()
             with live_progress(console, this.mailings, settings.language, clock):
                 this.work()
                 if not stop.error:
@@ -4897,7 +5248,7 @@ def rehearse(
         folder.mkdir(parents=True, exist_ok=True)
     line = Line(settings, options, stop, None)
     this = Run(line, choose(files, options.only))
-    this.plan(lambda _: False)
+    this.plan()
     delivered = look_back(settings, clock, this.mailings)
     with watchdog(stop, line.drops), live_progress(console, this.mailings, settings.language, clock):
         this.work()
@@ -4913,8 +5264,8 @@ def rehearse(
 def look_back(settings: Settings, clock: Clock, mailings: Sequence[Mailing]) -> set[str]:
     """What a rehearsal takes from the ledger: the usual rows, and which campaigns this slot has delivered already."""
     delivered: set[str] = set()
-    if settings.ledger_path.exists():
-        with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
+    if settings.has_ledger:
+        with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             for mailing in mailings:
                 mailing.past_rows = ledger.past_rows(mailing.campaign)
                 delivered |= {mailing.campaign} if ledger.in_slot(mailing.slot, mailing.campaign) else set()
@@ -4991,7 +5342,8 @@ def note_pickup(line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, la
         template = "{campaign}: {file}: {reason}"
         log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=told_why))
     try:
-        line.ledger.note(mailing, **values)
+        with line.ledger.holding(mailing.campaign):
+            line.ledger.note(mailing, **values)
     except LocalFault as error:
         template = "{campaign}: the ledger could not note it: {reason}"
         log.error(text(template, campaign=mailing.campaign, reason=error.message))
@@ -5113,7 +5465,7 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     line = Line(settings, Options(), stop, None)
     found = [Finding(text("settings"), text("ok"))]
     found += check_files(files)
-    found.append(finding(text("ledger"), lambda: Ledger(settings.ledger_path, clock).close()))
+    found.append(finding(text("ledger"), lambda: open_ledger(settings, clock).close()))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
         found.append(finding(text("database login"), line.database.open))
         for campaign in () if found[-1].error else files.campaigns:
@@ -5837,7 +6189,7 @@ def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError
     start = end.start if isinstance(end, Report) else now
     before = Past()
     try:
-        with contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger:
+        with contextlib.closing(open_ledger(settings, clock)) as ledger:
             before = before_run(recent(ledger, now), start)
             note_run(ledger, end, start, settings.language)
             page = status_page(recent(ledger, now), files.campaigns, settings.hours, now, settings.language)
@@ -6095,8 +6447,8 @@ def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Set
 def show_status(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
     console, now, past = make_console(arguments), clock.now(), Past()
-    if settings.ledger_path.exists():
-        with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
+    if settings.has_ledger:
+        with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
     grid = day_grid(past, files.campaigns, settings.hours, now)
     with showing():
@@ -6380,6 +6732,7 @@ PORTUGUESE: dict[str, str] = {
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
         "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
     ),
+    "must be a libpq connection string such as {example}": "deve ser uma connection string da libpq, como {example}",
     "{file}: {key}: {fault}": "{file}: {key}: {fault}",
     "unknown setting; did you mean {key}?": "configuração desconhecida; você quis dizer {key}?",
     "unknown setting": "configuração desconhecida",
@@ -6529,11 +6882,16 @@ PORTUGUESE: dict[str, str] = {
         "que este horário já entregou. Restaure o arquivo; ou, para começar um novo, mova esses CSVs "
         "para outro lugar"
     ),
+    "{campaign}: another PC may be at work on it": "{campaign}: outro computador pode estar cuidando dela",
     "this slot's mailing is out already": "o mailing deste horário já saiu",
     "{path}: {reason}": "{path}: {reason}",
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
     ),
+    "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it": (
+        "nada a fazer: o computador que alcançar o registro de entregas continua, e antes verifica o que aconteceu"
+    ),
+    "check LEDGER and the network; is PostgreSQL running?": "confira LEDGER e a rede; o PostgreSQL está no ar?",
     "make OUTPUT_DIR writable, or delete this file if it is damaged": (
         "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
@@ -6608,6 +6966,7 @@ PORTUGUESE: dict[str, str] = {
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
     "the connection was refused": "a conexão foi recusada",
     "no answer in time": "sem resposta a tempo",
+    "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "this name is unknown": "este nome é desconhecido",
     "the password or the user is wrong": "a senha ou o usuário está errado",
     "check PGDATABASE": "confira PGDATABASE",
@@ -6830,12 +7189,16 @@ PORTUGUESE: dict[str, str] = {
     "the query is running": "consulta em execução",
     "reading, {contacts}": "lendo, {contacts}",
     "sending {sent} of {size}, {rate}/s": "enviando {sent} de {size}, {rate}/s",
+    "the status page shows what came of it": "a página de situação mostra o que aconteceu",
     "stopped by the operator": "execução interrompida pelo operador",
     "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
     "the server does not tell what became of this slot's mailing": (
         "o servidor não informa o que aconteceu com o mailing deste horário"
     ),
     "correct the file, and try it with --check": "corrija o arquivo, e teste-o com --check",
+    "another PC was still at work on it when this run ended": (
+        "outro computador ainda cuidava dela quando esta execução terminou"
+    ),
     "{file}: {contacts}, {size} bytes": "{file}: {contacts}, {size} bytes",
     "{campaign}: {state}: {what}": "{campaign}: {state}: {what}",
     "{campaign}: {state}": "{campaign}: {state}",
@@ -6865,6 +7228,20 @@ PORTUGUESE: dict[str, str] = {
     "{path} may stay on the server: {reason}": "{path} pode ficar no servidor: {reason}",
     "settings": "configuração",
     "ledger": "registro de entregas",
+    "this PC stood still for {seconds} s: others may have its claims": (
+        "este computador ficou parado por {seconds} s: outro pode ter assumido as suas campanhas"
+    ),
+    "{path}: the ledger is of another version of this program": (
+        "{path}: o registro de entregas é de outra versão deste programa"
+    ),
+    "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock": (
+        "o relógio deste computador difere {seconds} s do relógio do servidor do registro de entregas; nada foi "
+        "enviado. Acerte o relógio"
+    ),
+    "this PC and {pc} have different time zones; nothing was sent. Set the zone": (
+        "este computador e {pc} têm fusos horários diferentes; nada foi enviado. Acerte o fuso"
+    ),
+    "let the database administrator run: {sql}": "peça ao administrador do banco que execute: {sql}",
     "database login": "login no banco de dados",
     "query {file}": "consulta {file}",
     "queries": "consultas",
@@ -6915,6 +7292,7 @@ PORTUGUESE: dict[str, str] = {
         "a próxima execução tenta de novo sozinha; nada é enviado duas vezes"
     ),
     "{message}": "{message}",
+    "{campaign}: {state} ({pc})": "{campaign}: {state} ({pc})",
     "{state}: {message}": "{state}: {message}",
     ("Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."): (
         "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP da campanha."

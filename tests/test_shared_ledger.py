@@ -1,0 +1,146 @@
+"""LEDGER: several PCs, one PostgreSQL that keeps the ledger. The dialer's record is the judge, with that ledger."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+from rig.programs import Program
+from rig.several_pcs import QUICK_LEDGER, Centre
+
+pytest_plugins = ["rig.plugin"]
+
+THREE = ("um", "dois", "tres")
+CAMPAIGNS = int(os.environ.get("SHARED_CAMPAIGNS", "40"))
+SESSION_S = QUICK_LEDGER["LEDGER_SESSION_S"]
+# Where a PC stands still: what its entry says then, and what has happened on the server.
+MOMENTS = (
+    "before:DropFolders.send",
+    "after:DropFolders.send",
+    "before:SharedLedger.still_ours",
+    "before:DropFolders.rename",
+    "after:DropFolders.rename",
+)
+
+
+def stopped_at(centre: Centre, pc: str, moment: str) -> Program:
+    """A run of that PC that stands still (SIGSTOP) at a moment."""
+    program = centre.pc(pc).start("--scheduled", stop_at=moment)
+    assert program.wait_until_stopped(), program.output
+    return program
+
+
+def go_on(program: Program) -> Program:
+    """SIGCONT, as often as it stands still at such a moment again, until its end."""
+    for _ in range(1200):
+        program.send(signal.SIGCONT)
+        if program.ended.wait(0.05):
+            break
+    return program.wait(0)
+
+
+# Sharing the work ----------------------------------------------------------------------------------------------------
+
+
+def test_one_pc_on_a_shared_ledger_delivers_and_a_second_finds_everything_done(centre: Centre) -> None:
+    centre.campaigns("alfa", "beta")
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        assert centre.pc("dois").run().code == 0
+        centre.delivered("alfa", "beta")
+        assert {row["pc"] for row in centre.ledger} == {"um"}
+
+
+def test_three_pcs_share_out_the_campaigns_of_a_slot(centre: Centre) -> None:
+    """Each brings its share, within a third of the mean; with SHARED_CAMPAIGNS=200 in the long run."""
+    names = [f"c{n:03}" for n in range(CAMPAIGNS)]
+    for name in names:
+        centre.campaign(name, 20, pause_s=0.5)
+    with centre.dialer():
+        programs = [centre.pc(name).start("--scheduled") for name in THREE]
+        for program in programs:
+            assert program.wait(60 + CAMPAIGNS).code == 0
+        centre.delivered(*names)
+    share, mean = Counter(row["pc"] for row in centre.ledger), CAMPAIGNS / 3
+    print(f"shares of {CAMPAIGNS} campaigns: {dict(share)}")
+    assert all(abs(share[name] - mean) <= mean / 3 for name in THREE), share
+
+
+# A PC that dies, sleeps or is cut off -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_a_killed_pc_held_another_brings(centre: Centre, moment: str) -> None:
+    centre.campaigns("alfa", "beta")
+    with centre.dialer():
+        program = stopped_at(centre, "um", moment)
+        other = centre.pc("dois").start("--scheduled")
+        program.kill()
+        assert other.wait().code == 0
+        centre.delivered("alfa", "beta")
+        assert centre.leftovers() == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_pc_that_slept_longer_than_its_session_publishes_nothing_more(centre: Centre, moment: str) -> None:
+    """Another has settled what it left, by looking; then it goes on where it stood."""
+    centre.campaigns("alfa", "beta")
+    with centre.dialer():
+        program = stopped_at(centre, "um", moment)
+        assert centre.pc("dois").run("--scheduled").code == 0
+        centre.delivered("alfa", "beta")
+        assert go_on(program).code == 0, program.output
+        centre.delivered("alfa", "beta")
+        assert centre.leftovers() == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_pc_whose_session_is_ended_while_it_goes_on(centre: Centre, moment: str) -> None:
+    """No half minute passes here: the other PC may settle in the very moment in which the first goes on."""
+    centre.campaigns("alfa", "beta")
+    with centre.dialer():
+        program = stopped_at(centre, "um", moment)
+        other = centre.pc("dois").start("--scheduled")
+        centre.end_sessions()
+        assert go_on(program).code == 0, program.output
+        assert other.wait().code == 0, other.output
+        centre.delivered("alfa", "beta")
+        assert centre.leftovers() == []
+
+
+@pytest.mark.parametrize("from_what", ["the ledger", "the dialer", "both"])
+def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
+    centre.campaigns("alfa", "beta", "gama")
+    centre.campaign("lenta", 50, pause_s=1.5)
+    with centre.dialer():
+        first = centre.pc("um")
+        lines = {"the ledger": [first.to_ledger], "the dialer": [first.to_dialer]}
+        program = first.start("--scheduled")
+        centre.until_state("lenta", "claimed")
+        first.cut_off(*lines.get(from_what, [first.to_ledger, first.to_dialer]))
+        assert centre.pc("dois").run("--scheduled").code == 0
+        centre.delivered("alfa", "beta", "gama", "lenta", settled=False)
+        first.reconnect()
+        program.wait(90)
+        centre.delivered("alfa", "beta", "gama", "lenta")
+
+
+def test_a_stand_by_takes_over_within_a_minute_with_nothing_shortened(centre: Centre) -> None:
+    """The PC that was at work is frozen: it answers keepalives, as one that hangs does, and beats no more."""
+    centre.campaigns("alfa")
+    with centre.dialer() as dialer:
+        first = centre.pc("um").start("--scheduled", constants=IN_THE_FIELD, stop_at="before:DropFolders.rename")
+        assert first.wait_until_stopped(), first.output
+        other = centre.pc("dois").start("--scheduled", constants=IN_THE_FIELD)
+        began_s = time.monotonic()
+        dialer.wait_for(1, 60)
+        print(f"taken over after {time.monotonic() - began_s:.0f} s")
+        assert other.wait().code == 0, other.output
+        assert go_on(first).code == 0
+        centre.delivered("alfa")
+
+
+IN_THE_FIELD = {"LEDGER_SESSION_S": 30, "LEDGER_BEAT_S": 10, "LEDGER_POLL_S": 2, "LEDGER_ANSWER_S": 10}
