@@ -1864,7 +1864,7 @@ class Mailing:
     hint: str = ""
     pickup: Pickup = Pickup.UNWATCHED
     picked_up: str = ""  # 10:02:45
-    pc: str = ""  # which brought it
+    pc: str = ""  # which brought it, or settled what became of it
     changed: str = ""  # local time with offset
 
     # Of the run alone, not noted in the ledger
@@ -2102,6 +2102,10 @@ class Ledger:
             if held:
                 self.release(campaign)
 
+    def probe(self) -> Text | None:
+        """For --check: whether entries can be made; what somebody should know."""
+        return None
+
     def still_ours(self) -> None:
         """As late as can be before a request that another PC must not meet. Raises ClaimLost."""
 
@@ -2271,6 +2275,15 @@ class SharedLedger(Ledger):
     def release(self, campaign: str) -> None:
         with contextlib.suppress(LocalFault):  # its session is gone: so is the lock
             self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
+
+    def probe(self) -> Text | None:
+        values = "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
+        self._execute(f"BEGIN; INSERT INTO mailings {values}; ROLLBACK", ())
+        told = text("shared, in PostgreSQL at {where}", where=self.where)
+        waits = self._execute("SELECT current_setting('synchronous_standby_names') AS names", ())[0]["names"]
+        if "," not in self.settings.ledger.get("host", "") or waits:
+            return told
+        return in_a_row([told, text("set synchronous_standby_names there, or a failover forgets the last deliveries")])
 
     def still_ours(self) -> None:
         steady_s, now = self._heard
@@ -2585,6 +2598,12 @@ SQLSTATE_RULES = (
     Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
 )
 
+LAG_HINT = text("the next run reads again; if it stays so, ask the database administrator")
+# Seconds that a replica is behind. One that has replayed all it received is not behind while somebody sends.
+LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
+  WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+  ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
+
 # A server, a role or a pooler that has no session left, in libpq's words or PostgreSQL's.
 SCARCE = re.compile(r"too many|connection limit|connection slots|max_client_conn|muitas conexões|demais", re.IGNORECASE)
 
@@ -2823,6 +2842,7 @@ class Database:
         self._sessions: Pool[Session] = Pool(stop, text("database sessions"))
         self._holder: Session | None = None
         self._snapshot = ""
+        self._lag: PipelineError | None = None  # of the snapshot
         self._pin: dict[str, str] = {}
 
     def open(self) -> None:
@@ -2840,6 +2860,7 @@ class Database:
             self._holder, self._snapshot = holder, ""
             try:
                 self._snapshot = self._export(holder)
+                self._lag = self._lag_objection(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
                     self._holder = None
@@ -2857,6 +2878,18 @@ class Database:
         row = holder.run(f"SELECT pg_export_snapshot(), {keep}").fetchone()
         return str(row[0]) if row else ""
 
+    def _lag_objection(self, session: Session) -> Held | None:
+        """Why what this session reads is too old to call people by; None if it is not."""
+        most_s = self.settings.max_replica_lag_seconds
+        row = session.run(LAG_SQL).fetchone() if most_s else (0,)
+        lag_s = row[0] if row else None
+        if lag_s is None:
+            return Held(text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT)
+        if lag_s <= most_s:
+            return None
+        template = "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
+        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
+
     @contextlib.contextmanager
     def session(self, campaign: Campaign) -> Iterator[Session]:
         """A session inside the campaign's transaction, on the run's snapshot. What is not committed is rolled back."""
@@ -2867,6 +2900,9 @@ class Database:
             if campaign.read_only:
                 self._import(session)
             session.prepare(campaign)
+            shares = self._snapshot and campaign.read_only
+            if lag := self._lag if shares else self._lag_objection(session):
+                raise lag
             yield session
             with contextlib.suppress(PipelineError):  # the rows are here: a session that is gone costs nobody anything
                 session.run("ROLLBACK")
@@ -4495,7 +4531,7 @@ class Line:
         template = "{campaign}: {file} of an earlier run: {outcome}"
         outcome = error.message if error else text(state)
         log.warning(text(template, campaign=mailing.campaign, file=mailing.file, outcome=outcome))
-        self.ledger.note(mailing, state=state, **as_told(error, self.settings.language))
+        self.ledger.note(mailing, state=state, pc=PC, **as_told(error, self.settings.language))
 
     # Temps on the server
 
@@ -5465,7 +5501,7 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     line = Line(settings, Options(), stop, None)
     found = [Finding(text("settings"), text("ok"))]
     found += check_files(files)
-    found.append(finding(text("ledger"), lambda: open_ledger(settings, clock).close()))
+    found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
         found.append(finding(text("database login"), line.database.open))
         for campaign in () if found[-1].error else files.campaigns:
@@ -5473,6 +5509,12 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
             found.append(finding(what, functools.partial(check_query, line.database, campaign)))
         found += check_sftp(line, files.campaigns)
     return found
+
+
+def check_ledger(settings: Settings, clock: Clock) -> Text | None:
+    """Open it as a run does, and write into it what does not stay."""
+    with contextlib.closing(open_ledger(settings, clock)) as ledger:
+        return ledger.probe()
 
 
 def check_files(files: QueryFiles) -> list[Finding]:
@@ -6092,13 +6134,16 @@ ALERT_AGAIN = timedelta(hours=4)  # the same trouble is told when it begins, the
 TELL_TIMEOUT_S = 20
 
 
-def before_run(past: Past, start: datetime) -> Past:
-    """What was there before a run that began at start."""
+def before_run(past: Past, end: Report | PipelineError, start: datetime) -> Past:
+    """What was there before a run that began at start; of other PCs, what was there before its own entries."""
     moment = start.isoformat()
-    return Past(
-        [entry for entry in past.mailings if entry.changed <= moment],
-        [entry for entry in past.runs if entry.changed <= moment],
-    )
+    own = {mailing.campaign: mailing.id for mailing in end.mailings if mailing.id} if isinstance(end, Report) else {}
+
+    def was_there(entry: Mailing | PastRun) -> bool:
+        return entry.changed <= moment or entry.pc not in ("", PC)
+
+    earlier = [entry for entry in past.mailings if entry.id < own.get(entry.campaign, entry.id + 1)]
+    return Past(list(filter(was_there, earlier)), list(filter(was_there, past.runs)))
 
 
 def alert_lines(
@@ -6190,7 +6235,7 @@ def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError
     before = Past()
     try:
         with contextlib.closing(open_ledger(settings, clock)) as ledger:
-            before = before_run(recent(ledger, now), start)
+            before = before_run(recent(ledger, now), end, start)
             note_run(ledger, end, start, settings.language)
             page = status_page(recent(ledger, now), files.campaigns, settings.hours, now, settings.language)
             write_page(settings, page)
@@ -6222,7 +6267,8 @@ def write_page(settings: Settings, page: str) -> None:
 
 def alert(settings: Settings, end: Report | PipelineError, before: Past, now: datetime) -> None:
     """Tell of trouble that begins, goes on or is over; before: what the ledger knew before this run."""
-    told_now, recovered = alert_lines(before, *troubles_of(end), now)
+    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])  # a PC has its own run's troubles
+    told_now, recovered = alert_lines(ours, *troubles_of(end), now)
     if missed := missed_slots(before, settings.hours, now):
         told_now.append(text("no run in the slots {slots}", slots=missed))
         log.warning(told_now[-1])
@@ -6242,6 +6288,8 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, Sequence[Text]],
     troubles: dict[str, Sequence[Text]] = {}
     good = [WHOLE_RUN]
     for mailing in end.mailings:
+        if mailing.pc not in ("", PC):
+            continue  # that PC tells it
         if (mailing.error and mailing.error.exit_code) or mailing.pickup in TROUBLED_PICKUPS:
             told_why = text("{message}", message=mailing.message)
             lines = mailing.error.lines if mailing.error else [told_why]
@@ -6945,6 +6993,12 @@ PORTUGUESE: dict[str, str] = {
     "this server exports no snapshot, each query sees its own: {reason}": (
         "este servidor não exporta um snapshot; cada consulta vê o seu: {reason}"
     ),
+    "the database is a replica, and nobody knows how far it is behind": (
+        "o banco de dados é uma réplica, e não se sabe quanto está atrasada"
+    ),
+    "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
+        "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
+    ),
     "{campaign}: {file} stays in doubt: {reason}": "{campaign}: {file} continua em dúvida: {reason}",
     "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
         "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
@@ -6988,6 +7042,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "run the query in an SQL tool to see more; ask the database administrator": (
         "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do banco de dados"
+    ),
+    "the next run reads again; if it stays so, ask the database administrator": (
+        "a próxima execução lê de novo; se continuar assim, fale com o administrador do banco"
     ),
     "database at {where}: {reason}": "banco de dados em {where}: {reason}",
     "{where}: the connection to the database was lost": "{where}: a conexão com o banco de dados foi perdida",
@@ -7228,6 +7285,10 @@ PORTUGUESE: dict[str, str] = {
     "{path} may stay on the server: {reason}": "{path} pode ficar no servidor: {reason}",
     "settings": "configuração",
     "ledger": "registro de entregas",
+    "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
+    "set synchronous_standby_names there, or a failover forgets the last deliveries": (
+        "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
+    ),
     "this PC stood still for {seconds} s: others may have its claims": (
         "este computador ficou parado por {seconds} s: outro pode ter assumido as suas campanhas"
     ),
