@@ -92,6 +92,16 @@ class Centre(Rig):
         told = [*super().leaks(), *(secret for secret in self._secrets if secret in written)]
         return told + [row["campaign"] for row in self.ledger if self.password in str(row)]
 
+    def forget(self) -> None:
+        """The end of a round: ledger and logs of the next one begin anew."""
+        assert self.leaks() == []
+        super().close()
+        self._started.clear()
+        with self.server.connect(self.database) as connection:
+            connection.execute("DROP SCHEMA mailing_pipeline CASCADE")
+        for pc in self.pcs.values():
+            shutil.rmtree(pc.folder)
+
     def close(self) -> None:
         super().close()
         self._lines.close()
