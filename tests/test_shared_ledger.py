@@ -8,11 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 import pytest
-from rig.programs import Program
+from rig.programs import Program, Programs
+from rig.replicas import Primary, Standby
 from rig.several_pcs import QUICK_LEDGER, Centre, Pc
+from rig.theatre import Rig, until
+from stage import Stage
 
 import mailing_pipeline
 
@@ -150,6 +154,70 @@ def test_a_stand_by_takes_over_within_a_minute_with_nothing_shortened(centre: Ce
 
 
 IN_THE_FIELD = {"LEDGER_SESSION_S": 30, "LEDGER_BEAT_S": 10, "LEDGER_POLL_S": 2, "LEDGER_ANSWER_S": 10}
+
+
+# Replicas ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Primary, Standby]]:
+    with Primary() as primary, Standby(primary) as standby:
+        yield primary, standby
+
+
+def test_the_ledger_fails_over_to_a_promoted_replica(
+    pair: tuple[Primary, Standby], stage: Stage, programs: Programs, tmp_path: Path
+) -> None:
+    """Its primary crashes while two PCs are at work; LEDGER names both hosts."""
+    primary, standby = pair
+    centre = Centre(stage, programs, tmp_path, primary)
+    primary.wait_for_standby()
+    names = [f"c{n}" for n in range(12)]
+    for name in names:
+        centre.campaign(name, 50, pause_s=0.7)
+    pcs = [centre.pc("um"), centre.pc("dois")]
+    for pc in pcs:
+        pc.settings["LEDGER"] = (
+            centre.conninfo()
+            .replace("host=", "host=127.0.0.1,")
+            .replace(f"port={primary.port}", f"port={primary.port},{standby.port}")
+        )
+    with centre.dialer() as dialer:
+        running = [pc.start("--scheduled") for pc in pcs]
+        dialer.wait_for(2, 30)
+        primary.stop("immediate")
+        standby.promote()
+        centre.server = standby
+        assert [program.wait(90).code for program in running] == [0, 0], centre.log()
+        centre.delivered(*names)
+        assert centre.leftovers() == []
+    assert centre.leaks() == []
+    centre.close()
+
+
+def test_a_replica_that_is_behind_makes_no_mailings(pair: tuple[Primary, Standby], rig: Rig) -> None:
+    primary, standby = pair
+    rig.campaigns("alfa")
+    rig.settings(**standby.environment(), MAX_REPLICA_LAG_SECONDS=1)
+    with rig.dialer():
+        with standby.connect() as there, primary.connect() as connection:
+            connection.execute("CREATE TABLE early (n int)")
+            until(lambda: there.execute("SELECT to_regclass('early')").fetchone() != (None,), "it is replayed")
+            there.execute("SELECT pg_wal_replay_pause()")
+            connection.execute("CREATE TABLE late (n int)")
+            time.sleep(2)
+            assert "s behind (MAX_REPLICA_LAG_SECONDS=1)" in rig.run().output
+            assert rig.states() == {"alfa": "held"}
+            there.execute("SELECT pg_wal_replay_resume()")
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        primary.stop("immediate")
+        time.sleep(2)
+        assert rig.run("--resend").code == 4, "nobody knows what its primary has done meanwhile"
+        rig.delivered("alfa")
+        rig.settings(MAX_REPLICA_LAG_SECONDS=0)
+        assert rig.run("--resend").code == 0
+        rig.delivered("alfa", "alfa")
 
 
 # Random rounds -------------------------------------------------------------------------------------------------------
