@@ -2200,6 +2200,7 @@ class Ledger:
 LEDGER_SESSION_S = 30  # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
 LEDGER_BEAT_S = 10
 LEDGER_ANSWER_S = 10
+LEDGER_PATIENCE = RetryPolicy(20, 1, 10)  # some three minutes: a server restarts, a replica is promoted
 LEDGER_POLL_S = 2  # between two looks at what other PCs hold
 CLOCK_TOLERANCE_S = 60
 LOST_HINT = text("nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it")
@@ -4912,7 +4913,7 @@ class Run:
         """
         ledger = self.line.ledger
         undecided = Mailing(campaign="", slot=self.line.slot, state=State.CLAIMED)
-        self._newest = self.line._retry(ledger.newest, "ledger") if ledger else 0
+        self._newest = retry(ledger.newest, LEDGER_PATIENCE, self.line.stop, "ledger") if ledger else 0
         for campaign in self.files.campaigns:
             mailing = dataclass_replace(undecided, campaign=campaign.name, folder=campaign.folder)
             if not (ledger and ledger.is_shared):
@@ -5035,13 +5036,13 @@ class Run:
 
     def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
         """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
-        turn, stop = contextlib.ExitStack(), self.line.stop
+        stop = self.line.stop
         with self._taking:
-            while self._waiting:
-                turn.enter_context(stop.turn(self._query_turns))
-                if (place := self._hold()) is not None:
-                    return *self._waiting.pop(place), turn
-                turn.close()
+            while self._waiting and not self._error:
+                with contextlib.ExitStack() as turn:
+                    turn.enter_context(stop.turn(self._query_turns))
+                    if (place := self._hold()) is not None:
+                        return *self._waiting.pop(place), turn.pop_all()
                 stop.sleep(LEDGER_POLL_S)
         return None
 
@@ -5050,20 +5051,16 @@ class Run:
         ledger, names = self.line.ledger, [campaign.name for campaign, _ in self._waiting]
         if not ledger:
             return 0
-        held = self.line._retry(lambda: ledger.hold(names), "ledger")
+        held = retry(lambda: ledger.hold(names), LEDGER_PATIENCE, self.line.stop, "ledger")
         return names.index(held) if held else None
 
     def _work(self) -> None:
         """A worker's life: one mailing after the other. Whatever happens to one, the others go on."""
-        while not self._error:
-            try:
-                taken = self._next()
-            except PipelineError as error:
-                self._error = error  # what waits is concluded at the run's end
-                return
-            if not taken:
-                return
-            self._bring(*taken)
+        try:
+            while taken := self._next():
+                self._bring(*taken)
+        except PipelineError as error:
+            self._error = error  # what waits is concluded at the run's end
 
     def _bring(self, campaign: Campaign, at: int, turn: contextlib.ExitStack) -> None:
         """A campaign that we hold, to its outcome; to the end of the queue again if we lose it meanwhile."""
@@ -5251,9 +5248,7 @@ def run(
     who += " by the Task Scheduler" if options.scheduled else " by hand"
     with (
         only_run(settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0),
-        contextlib.closing(
-            retry(lambda: open_ledger(settings, clock), settings.retry_policy, stop, "ledger")
-        ) as ledger,
+        contextlib.closing(retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")) as ledger,
     ):
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
