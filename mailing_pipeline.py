@@ -1983,6 +1983,7 @@ class Ledger:
     """
 
     is_shared = False
+    has_lost = False  # whatever was held
     _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
@@ -2083,7 +2084,11 @@ class Ledger:
     def claim(self, mailing: Mailing) -> None:
         """A new entry."""
         mailing.changed, mailing.pc = self._now(), PC
-        mailing.id = self._insert("mailings", stored(mailing))
+        values = stored(mailing)
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        held = f"(SELECT CAST(? AS TEXT) AS campaign) AS held WHERE {self._is_ours}"
+        sql = f"INSERT INTO mailings ({names}) SELECT {marks} FROM {held} RETURNING id"
+        mailing.id = self._if_ours(mailing, sql, (*values.values(), mailing.campaign))
 
     def hold(self, campaigns: Sequence[str]) -> str:
         """The first of these campaigns that no other PC is at work on: ours until `release`. '': there is none."""
@@ -2114,12 +2119,17 @@ class Ledger:
         values["changed"] = self._now()
         columns = ", ".join(f"{name} = ?" for name in values)
         sql = f"UPDATE mailings SET {columns} WHERE id = ? AND {self._is_ours} RETURNING id"
-        if not self._execute(sql, (*values.values(), mailing.id)):
-            raise ClaimLost(
-                text("{campaign}: another PC may be at work on it", campaign=mailing.campaign), LOST_HINT, wide=True
-            )
+        self._if_ours(mailing, sql, (*values.values(), mailing.id))
         for name, value in values.items():  # not before: the record must not know more than the disk
             setattr(mailing, name, value)
+
+    def _if_ours(self, mailing: Mailing, sql: str, values: Sequence[Any]) -> int:
+        """The number of the entry that sql has written. Raises ClaimLost if this PC does not hold its campaign."""
+        rows = [] if self.has_lost else self._execute(sql, values)
+        if not rows:
+            message = text("{campaign}: another PC may be at work on it", campaign=mailing.campaign)
+            raise ClaimLost(message, LOST_HINT, wide=True)
+        return int(rows[0]["id"])
 
     def mailings(self, where: str, *values: Any) -> list[Mailing]:
         """The entries for which the SQL condition holds, oldest first."""
@@ -2273,9 +2283,14 @@ class SharedLedger(Ledger):
         found = self._execute(sql, [list(campaigns)])
         return str(found[0]["name"]) if found else ""
 
+    @property
+    def has_lost(self) -> bool:  # type: ignore[override]
+        return self._session is None or self._session.closed
+
     def release(self, campaign: str) -> None:
-        with contextlib.suppress(LocalFault):  # its session is gone: so is the lock
-            self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
+        with contextlib.suppress(LocalFault):  # without its session it is released already
+            if not self.has_lost:
+                self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
 
     def probe(self) -> Text | None:
         values = "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
@@ -2314,7 +2329,7 @@ class SharedLedger(Ledger):
     def _beat(self) -> None:
         while not self._closed.wait(LEDGER_BEAT_S):
             with self._lock, contextlib.suppress(PipelineError):
-                if self._session and not self._session.closed:
+                if not self.has_lost:
                     self._execute("SELECT 1", ())
 
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -2344,7 +2359,7 @@ class SharedLedger(Ledger):
         """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
         from psycopg.rows import dict_row
 
-        if self._session and not self._session.closed:
+        if self._session and not self.has_lost:
             return self._session
         options: dict[str, Any] = {
             "connect_timeout": self.settings.connect_timeout_seconds,
@@ -4888,6 +4903,7 @@ PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
 OURS = contextlib.nullcontext(True)
+BROKEN_HINT = text("correct the file, and try it with --check")
 SEE_PAGE = text("the status page shows what came of it")
 BY_OPERATOR = text("stopped by the operator")
 START_AGAIN = text("start the program again; it sends only what is missing")
@@ -5026,13 +5042,13 @@ class Run:
 
     def _fail_broken(self, broken: BrokenQuery) -> None:
         """A query file with faults fails, as a campaign does."""
-        slot = self.line.slot
-        mailing = Mailing(campaign=broken.name, slot=slot, state=State.CLAIMED)
-        if self.line.ledger:
-            self.line.ledger.claim(mailing)
+        ledger, error = self.line.ledger, PipelineError(in_a_row(broken.told), BROKEN_HINT)
+        mailing = Mailing(campaign=broken.name, slot=self.line.slot, state=State.CLAIMED)
         self.mailings.append(mailing)
-        hint = text("correct the file, and try it with --check")
-        self._conclude(mailing, PipelineError(in_a_row(broken.told), hint))
+        with contextlib.suppress(ClaimLost), ledger.holding(broken.name) if ledger else OURS as ours:
+            if ledger and ours:
+                ledger.claim(mailing)
+            self._conclude(mailing, error)
 
     def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
         """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
@@ -5105,12 +5121,17 @@ class Run:
     def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
         """What nobody took up before this run's end; another PC may still be at work on it."""
         ledger = self.line.ledger
-        with contextlib.suppress(PipelineError), ledger.holding(campaign.name) if ledger else OURS as ours:
-            if ours:
-                if mailing := self._begin(campaign, at):
-                    self._conclude(mailing, error)
-                return
+        try:
+            if isinstance(self._error, ClaimLost):
+                raise self._error  # not once more for each campaign
+            with ledger.holding(campaign.name) if ledger else OURS as ours:
+                if ours:
+                    if mailing := self._begin(campaign, at):
+                        self._conclude(mailing, error)
+                    return
             error = Stopped(text("another PC was still at work on it when this run ended"), SEE_PAGE)
+        except PipelineError as fault:
+            self._error = fault
         self.mailings[at].id = 0  # its entry, if it has one, is for those to conclude who can hold it
         self._conclude(self.mailings[at], error)
 
