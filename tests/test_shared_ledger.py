@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,14 @@ from rig.replicas import Primary, Standby
 from rig.several_pcs import QUICK_LEDGER, Centre, Pc
 from rig.theatre import Rig, until
 from stage import Stage
+from test_aftermath import Listener, listener
 
 import mailing_pipeline
 
 pytest_plugins = ["rig.plugin"]
 pytestmark = pytest.mark.timeout(300 + 60 * int(os.environ.get("SHARED_ROUNDS", "4")))
 
+__all__ = ["listener"]  # the fixture
 THREE = ("um", "dois", "tres")
 CAMPAIGNS = int(os.environ.get("SHARED_CAMPAIGNS", "40"))
 SESSION_S = QUICK_LEDGER["LEDGER_SESSION_S"]
@@ -154,6 +158,129 @@ def test_a_stand_by_takes_over_within_a_minute_with_nothing_shortened(centre: Ce
 
 
 IN_THE_FIELD = {"LEDGER_SESSION_S": 30, "LEDGER_BEAT_S": 10, "LEDGER_POLL_S": 2, "LEDGER_ANSWER_S": 10}
+
+
+# One call centre -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--only", "alfa"], ["--only", "alfa", "--only", "beta"]])
+def test_a_manual_run_beside_the_scheduled_one_of_another_pc(centre: Centre, options: list[str]) -> None:
+    for name in ("alfa", "beta", "gama"):
+        centre.campaign(name, 50, pause_s=0.5)
+    with centre.dialer():
+        scheduled = centre.pc("um").start("--scheduled")
+        manual = centre.pc("dois").start(*options)
+        assert (scheduled.wait().code, manual.wait().code) == (0, 0), centre.log()
+        centre.delivered("alfa", "beta", "gama")
+
+
+def test_two_pcs_that_resend_at_once_resend_once(centre: Centre) -> None:
+    centre.campaign("alfa", 50, pause_s=1)
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        both = [centre.pc(name).start("--resend") for name in ("um", "dois")]
+        assert [program.wait().code for program in both] == [0, 0], centre.log()
+        centre.delivered("alfa", "alfa")
+        assert centre.pc("dois").run("--resend").code == 0
+        centre.delivered("alfa", "alfa", "alfa")
+
+
+def test_a_guard_s_verdict_is_of_all_pcs_and_told_once(centre: Centre, listener: Listener) -> None:
+    """The second PC does not run the query again; its run did not end well either, and it tells nobody twice."""
+    centre.campaigns("alfa")
+    centre.campaign("curta", 3, min_rows=50)
+    centre.campaign("torta", sql="SELECT broken")
+    centre.settings(ALERT_URLS=f"json://{listener.address}/", HEARTBEAT_URL=f"http://{listener.address}/beat")
+    with centre.dialer():
+        assert [centre.pc(name).run("--scheduled").code for name in ("um", "dois", "tres")] == [4, 4, 4]
+        centre.delivered("alfa")
+    assert [row["pc"] for row in centre.ledger if row["campaign"] == "curta"] == ["um"]
+    assert len(listener.told) == 1 and "curta" in listener.told[0] and "torta" in listener.told[0]
+    assert listener.fetched == []
+    page = (centre.pc("tres").folder / "output" / "status.html").read_text(encoding="utf-8")
+    assert "alfa" in page and "fewer than min_rows" in page
+
+
+def test_a_slot_that_one_pc_served_was_missed_by_nobody(centre: Centre, listener: Listener) -> None:
+    centre.campaigns("alfa")
+    centre.settings(ALERT_URLS=f"json://{listener.address}/", HEARTBEAT_URL=f"http://{listener.address}/beat")
+    with centre.dialer():
+        for names in (("um", "dois"), ("um",), ("um", "dois")):
+            assert [centre.pc(name).run("--scheduled").code for name in names] == [0] * len(names)
+            centre.clock.jump(3600, steady_too=True)
+        centre.delivered("alfa", "alfa", "alfa")
+    assert listener.told == []
+    assert len(listener.fetched) == 5
+
+
+def test_a_pc_waits_for_what_another_holds_until_its_own_deadline_and_says_so(centre: Centre) -> None:
+    centre.campaign("alfa", 50, pause_s=6)
+    patient = {"LEDGER_SESSION_S": 3000}  # seconds of the clock, which runs faster
+    centre.pc("dois").settings["RUN_DEADLINE_MINUTES"] = 1
+    with centre.dialer():
+        first = centre.pc("um").start(constants=patient)
+        centre.until_state("alfa", "claimed")
+        second = centre.pc("dois").start(constants=patient)
+        until(centre.pc("dois").log, "the second has begun")
+        centre.clock.run_faster(20)
+        assert second.wait(30).code == 4
+        assert "another PC was still at work on it" in second.output
+        assert first.wait().code == 0
+        centre.clock.run_faster(1)
+        centre.delivered("alfa")
+
+
+# What a PC needs -----------------------------------------------------------------------------------------------------
+
+
+def test_check_tries_the_shared_ledger(centre: Centre) -> None:
+    centre.campaigns("alfa")
+    checked = centre.pc("um").run("--check")
+    assert checked.code == 0 and "shared, in PostgreSQL at 127.0.0.1" in checked.output
+    assert centre.ledger == []
+
+
+def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) -> None:
+    centre.campaigns("alfa")
+    with centre.server.connect(centre.database) as connection:
+        connection.execute(f"ALTER DATABASE {centre.database} OWNER TO postgres")
+        refused = centre.pc("um").run()
+        assert refused.code == 2
+        statement = re.search(r"CREATE SCHEMA mailing_pipeline AUTHORIZATION \"\w+\"", refused.output)
+        assert statement, refused.output
+        connection.execute(statement[0])
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        centre.delivered("alfa")
+
+
+def test_a_pc_whose_clock_or_time_zone_is_wrong_sends_nothing(centre: Centre) -> None:
+    """Its slot would be another one, and its mailings would be sent beside those of the others."""
+    centre.campaigns("alfa")
+    centre.settings(RUN_DAYS="mon-sun", RUN_HOURS="00:00-23:59")
+    exact = {"CLOCK_TOLERANCE_S": 60}
+    with centre.dialer() as dialer:
+        centre.clock.set(datetime.now() + timedelta(seconds=70))
+        late = centre.pc("um").run(constants=exact)
+        assert late.code == 2 and "clock" in late.output
+        centre.clock.set(datetime.now() - timedelta(seconds=30))
+        assert centre.pc("um").run(constants=exact).code == 0
+        elsewhere = centre.pc("dois").run(environ={"TZ": "America/Sao_Paulo"})
+        assert elsewhere.code == 2 and "time zone" in elsewhere.output
+        assert len(dialer.record) == 1
+
+
+def test_a_ledger_out_of_reach_is_waited_for_before_any_query(centre: Centre) -> None:
+    centre.campaigns("alfa")
+    pc = centre.pc("um")
+    pc.to_ledger.refuse()
+    program = pc.start()
+    until(lambda: "retry 2" in program.output, "it tries again")
+    assert "exported" not in program.output
+    pc.to_ledger.accept()
+    with centre.dialer():
+        assert program.wait().code == 0
+        centre.delivered("alfa")
 
 
 # Replicas ------------------------------------------------------------------------------------------------------------
