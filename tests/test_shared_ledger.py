@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rig.programs import Program, Programs
 from rig.replicas import Primary, Standby
-from rig.several_pcs import QUICK_LEDGER, Centre, Pc
+from rig.several_pcs import QUICK_LEDGER, Centre, Pc, has_networks
 from rig.theatre import Rig, until
 from stage import Stage
 from test_aftermath import Listener, listener
@@ -140,6 +140,28 @@ def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
         first.reconnect()
         program.wait(90)
         centre.delivered("alfa", "beta", "gama", "lenta")
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["for some seconds", "for good"])
+def test_a_pc_whose_cable_is_pulled_out(centre: Centre, again: bool) -> None:
+    """A network namespace of its own, from which no packet comes any more; the others go on."""
+    if not has_networks():
+        pytest.skip("needs root and network namespaces")
+    for name in ("alfa", "beta", "gama", "lenta"):
+        centre.campaign(name, 50, pause_s=1.5)
+    first = centre.pc("um")
+    network = first.use_network()
+    with centre.dialer():
+        program = first.start("--scheduled")
+        centre.until_state("lenta", "claimed")
+        network.unplug()
+        others = [centre.pc(name).start("--scheduled") for name in ("dois", "tres")]
+        assert [other.wait().code for other in others] == [0, 0], centre.log()
+        centre.delivered("alfa", "beta", "gama", "lenta", settled=False)
+        if again:
+            network.plug_in()
+            program.wait(120)
+            centre.delivered("alfa", "beta", "gama", "lenta")
 
 
 def test_a_stand_by_takes_over_within_a_minute_with_nothing_shortened(centre: Centre) -> None:

@@ -11,11 +11,13 @@ def test_two_pcs_share_the_work(centre):
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from local_servers import LocalPostgres
@@ -25,6 +27,9 @@ from stage import Stage
 from .programs import Program, Programs
 from .proxy import Proxy
 from .theatre import Rig
+
+if TYPE_CHECKING:
+    from typing import Self
 
 # The field's half minute makes tests slow; a test that is about it sets its own. The rig's clock is no server's.
 QUICK_LEDGER: dict[str, Any] = {
@@ -109,6 +114,50 @@ class Centre(Rig):
             connection.execute(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)")
 
 
+class Network:
+    """A network namespace with one cable to this machine, and no other way anywhere."""
+
+    def __init__(self) -> None:
+        number = next(_numbers)
+        self.name = f"pc{os.getpid()}_{number}"
+        self.cable, self._inner = f"pc{os.getpid() % 100000}h{number}", f"pc{os.getpid() % 100000}n{number}"
+        net = f"10.231.{os.getpid() % 250}.{4 * (number % 60)}"
+        first, _, last = net.rpartition(".")
+        self.host, self._address = f"{first}.{int(last) + 1}", f"{first}.{int(last) + 2}"
+
+    def __enter__(self) -> Self:
+        ip("netns", "add", self.name)
+        ip("link", "add", self.cable, "type", "veth", "peer", "name", self._inner, "netns", self.name)
+        ip("addr", "add", f"{self.host}/30", "dev", self.cable)
+        ip("link", "set", self.cable, "up")
+        ip("-n", self.name, "addr", "add", f"{self._address}/30", "dev", self._inner)
+        ip("-n", self.name, "link", "set", self._inner, "up")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        ip("netns", "del", self.name)
+
+    def unplug(self) -> None:
+        """Packets go nowhere, and nobody says so."""
+        ip("link", "set", self.cable, "down")
+
+    def plug_in(self) -> None:
+        ip("link", "set", self.cable, "up")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def has_networks() -> bool:
+    """Whether this machine lets us make network namespaces."""
+    try:
+        with Network():
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 class Pc:
     """One PC of the centre."""
 
@@ -118,6 +167,8 @@ class Pc:
         self.to_ledger = lines.enter_context(Proxy(centre.server.port))
         self.to_dialer = lines.enter_context(Proxy(centre.stage.sftp.port))
         self.settings: dict[str, object] = {}
+        self.network: Network | None = None
+        self._lines = lines
 
     def start(self, *options: str, constants: dict[str, Any] | None = None, **how: Any) -> Program:
         """Start the program on this PC, with the centre's queries and settings of this moment."""
@@ -129,9 +180,23 @@ class Pc:
         stage.settings(**(lines | self.settings))
         shutil.copy(stage.config, self.folder / "config.env")
         stage.values = kept
+        if self.network:
+            how["network"] = self.network.name
         constants = QUICK_LEDGER | {"PC": self.name} | (constants or {})
         config = ("--config", str(self.folder / "config.env"))  # the last one counts
         return self.centre.start(*config, *options, constants=constants, **how)
+
+    def use_network(self) -> Network:
+        """A network of its own: servers are reached over one cable, which may be pulled out."""
+        self.network = network = self._lines.enter_context(Network())
+        self.to_ledger, self.to_dialer, to_database = (
+            self._lines.enter_context(Proxy(port, network.host))
+            for port in (self.centre.server.port, self.centre.stage.sftp.port, self.centre.stage.database.port)
+        )
+        ledger = self.centre.conninfo(self.to_ledger.port).replace(self.centre.server.host, network.host)
+        self.settings |= {"LEDGER": ledger, "SFTP_HOST": network.host, "PGHOST": network.host}
+        self.settings["PGPORT"] = to_database.port
+        return network
 
     def run(self, *options: str, timeout_s: float = 60, **how: Any) -> Program:
         return self.start(*options, **how).wait(timeout_s)
