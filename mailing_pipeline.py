@@ -2111,8 +2111,11 @@ class Ledger:
         """For --check: whether entries can be made; what somebody should know."""
         return None
 
-    def still_ours(self) -> None:
-        """As late as can be before a request that another PC must not meet. Raises ClaimLost."""
+    def still_ours(self, mailing: Mailing) -> None:
+        """As late as can be before a request that another PC must not meet: its entry was noted just now.
+
+        Raises ClaimLost if this PC stood still meanwhile.
+        """
 
     def note(self, mailing: Mailing, **values: Any) -> None:
         """Set fields of a mailing, here and in its entry; on the disk when it returns."""
@@ -2258,7 +2261,7 @@ class SharedLedger(Ledger):
         self.where = address(settings.ledger.get("host", "localhost"), settings.ledger.get("port", "5432"))
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._session: psycopg.Connection[dict[str, Any]] | None = None
-        self._limit_s, self._heard = 0.0, (clock.steady_s(), clock.now())
+        self._limit_s = 0.0  # by when PostgreSQL must have answered
         try:
             if self._execute("SELECT to_regclass('mailings') AS table", ())[0]["table"] is None:
                 self._execute(SHARED_LEDGER_SQL, ())
@@ -2301,11 +2304,10 @@ class SharedLedger(Ledger):
             return told
         return in_a_row([told, text("set synchronous_standby_names there, or a failover forgets the last deliveries")])
 
-    def still_ours(self) -> None:
-        steady_s, now = self._heard
-        silent_s = max(self.clock.steady_s() - steady_s, (self.clock.now() - now).total_seconds())
-        if silent_s > LEDGER_SESSION_S / 2:
-            message = text("this PC stood still for {seconds} s: others may have its claims", seconds=round(silent_s))
+    def still_ours(self, mailing: Mailing) -> None:
+        gone_s = (self.clock.now() - datetime.fromisoformat(mailing.changed)).total_seconds()
+        if not -1 < gone_s < LEDGER_SESSION_S / 2:
+            message = text("this PC stood still for {seconds} s: others may have its claims", seconds=round(gone_s))
             raise ClaimLost(message, LOST_HINT, wide=True)
 
     def _check_version(self) -> None:
@@ -2335,14 +2337,13 @@ class SharedLedger(Ledger):
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         import psycopg
 
-        asked = self.clock.steady_s(), self.clock.now()
         given = [as_column(value) for value in values]
         with self._lock:
             try:
                 session = self._connected()
                 self._limit_s = time.monotonic() + LEDGER_ANSWER_S
                 cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
-                rows = cursor.fetchall() if cursor.description else []
+                return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
                 raise Held(text("this slot's mailing is out already")) from None
             except psycopg.ProgrammingError as error:
@@ -2352,8 +2353,6 @@ class SharedLedger(Ledger):
                 if self._session:
                     self._session.close()
                 raise ClaimLost(self._told(error), CHECK_LEDGER, tries=AGAIN, wide=True) from None
-            self._heard = asked
-        return rows
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
         """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
@@ -4451,7 +4450,7 @@ class Line:
         assert self.ledger
         self.stop.check()
         self.ledger.note(mailing, state=State.PUBLISHING)
-        self.ledger.still_ours()
+        self.ledger.still_ours(mailing)
         try:
             self.drops.rename(mailing.part, mailing.final)
         except DeliveryError as error:
@@ -4472,7 +4471,7 @@ class Line:
         assert self.ledger
         before = mailing.state
         self.ledger.note(mailing, state=State.WITHDRAWING)  # or a lost reply would look as if the dialer had taken it
-        self.ledger.still_ours()
+        self.ledger.still_ours(mailing)
         try:
             removed = self.drops.remove(mailing.part)
         except DeliveryError as error:
