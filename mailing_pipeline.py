@@ -2149,15 +2149,15 @@ class Ledger:
         states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
         return self.mailings(f"slot = ? AND campaign = ? AND state IN ({states})", slot, campaign)
 
-    def newest(self) -> int:
-        """The number of the latest entry."""
-        return int(self._execute("SELECT coalesce(max(id), 0) AS id FROM mailings", ())[0]["id"])
+    def settled(self, slot: str) -> set[int]:
+        """The numbers of the slot's entries of which it is known what came."""
+        states = ", ".join(f"'{state}'" for state in UNSETTLED)
+        rows = self._execute(f"SELECT id FROM mailings WHERE slot = ? AND state NOT IN ({states})", (slot,))
+        return {row["id"] for row in rows}
 
-    def verdict_elsewhere(self, slot: str, campaign: str, since: int) -> Mailing | None:
-        """That another PC brought it as far as its guards in this slot, which answers for this PC too."""
-        where = "slot = ? AND campaign = ? AND pc <> ? AND id > ? AND state IN ('held', 'empty')"
-        found = self.mailings(where, slot, campaign, PC, since)
-        return found[-1] if found else None
+    def verdicts_elsewhere(self, slot: str, campaign: str) -> list[Mailing]:
+        """That other PCs brought it as far as its guards in this slot, which answers for this PC too."""
+        return self.mailings("slot = ? AND campaign = ? AND pc <> ? AND state IN ('held', 'empty')", slot, campaign, PC)
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -2217,7 +2217,7 @@ LEDGER_PATIENCE = RetryPolicy(20, 1, 10)  # some three minutes: a server restart
 LEDGER_POLL_S = 2  # between two looks at what other PCs hold
 CLOCK_TOLERANCE_S = 60
 LOST_HINT = text("nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it")
-CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running?")
+CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running, in version 14 or newer?")
 # What stands in LEDGER_SQL, as PostgreSQL calls it.
 POSTGRES_WORDS = {
     "INTEGER PRIMARY KEY": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
@@ -2347,8 +2347,8 @@ class SharedLedger(Ledger):
             except psycopg.errors.UniqueViolation:
                 raise Held(text("this slot's mailing is out already")) from None
             except psycopg.ProgrammingError as error:
-                hint = text("let the database administrator run: {sql}", sql=self._cure())
-                raise LocalFault(self._told(error), hint) from None
+                refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
+                raise LocalFault(self._told(error), self._cure() if refused else CHECK_LEDGER) from None
             except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
                 if self._session:
                     self._session.close()
@@ -2394,8 +2394,9 @@ class SharedLedger(Ledger):
         reason = foreign(error.diag.message_primary or error, self.settings.secrets)
         return text("ledger at {where}: {reason}", where=self.where, reason=reason)
 
-    def _cure(self) -> str:
-        return f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{self.settings.ledger.get("user", "")}"'
+    def _cure(self) -> Text:
+        sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{self.settings.ledger.get("user", "")}"'
+        return text("let the database administrator run: {sql}", sql=sql)
 
 
 def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger:
@@ -4918,7 +4919,7 @@ class Run:
         self._taking, self._naming = threading.Lock(), threading.Lock()
         self._query_turns = threading.Semaphore(line.settings.query_workers)
         self._names: set[str] = set()  # of this run's mailings
-        self._newest = 0  # the ledger's entry of before this run
+        self._settled: set[int] = set()  # entries of this slot of which it was known before this run what came
         self._error: PipelineError | None = None  # why what waits is not taken
 
     def plan(self) -> None:
@@ -4927,12 +4928,12 @@ class Run:
         What other PCs have under way is no outcome yet: who holds the campaign decides.
         """
         ledger = self.line.ledger
-        undecided = Mailing(campaign="", slot=self.line.slot, state=State.CLAIMED)
-        self._newest = retry(ledger.newest, LEDGER_PATIENCE, self.line.stop, "ledger") if ledger else 0
+        if ledger:
+            look = functools.partial(ledger.settled, self.line.slot)
+            self._settled = retry(look, LEDGER_PATIENCE, self.line.stop, "ledger")
+        first_look = self._undecided if ledger and ledger.is_shared else self._outcome_before_start
         for campaign in self.files.campaigns:
-            mailing = dataclass_replace(undecided, campaign=campaign.name, folder=campaign.folder)
-            if not (ledger and ledger.is_shared):
-                mailing = self._outcome_before_start(campaign)
+            mailing = first_look(campaign)
             if mailing.state is State.CLAIMED:
                 self._waiting.append((campaign, len(self.mailings)))
             self.mailings.append(mailing)
@@ -4973,12 +4974,15 @@ class Run:
         self.line.database.close()
         self.line.drops.close()
 
+    def _undecided(self, campaign: Campaign) -> Mailing:
+        return Mailing(campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder)
+
     def _outcome_before_start(self, campaign: Campaign) -> Mailing:
-        """A mailing that is claimed, or that has its outcome already."""
+        """A mailing that is due, or that has its outcome already."""
         line, options = self.line, self.line.options
-        mailing = Mailing(campaign=campaign.name, slot=line.slot, state=State.CLAIMED, folder=campaign.folder)
+        mailing = self._undecided(campaign)
         before = line.ledger.in_slot(line.slot, campaign.name) if line.ledger else []
-        resend = options.resend and all(entry.id <= self._newest for entry in before)
+        resend = options.resend and all(entry.id in self._settled for entry in before)
         if any(entry.state in MAY_BE_OUT for entry in before):
             mailing.state = State.IN_DOUBT
             message = text("the server does not tell what became of this slot's mailing")
@@ -4990,11 +4994,8 @@ class Run:
             mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
         elif before:
             mailing.resend = True
-        elif line.ledger and (verdict := line.ledger.verdict_elsewhere(line.slot, campaign.name, self._since)):
-            mailing = dataclass_replace(verdict, id=0)
-            if verdict.state is State.HELD:
-                mailing.error = Held(text("{message}", message=verdict.message))
-            return mailing
+        elif verdict := self._verdict_elsewhere(campaign):
+            return verdict
         if mailing.error:
             mailing.message, mailing.hint = as_told(mailing.error, line.settings.language).values()
         return mailing
@@ -5005,10 +5006,15 @@ class Run:
             return None
         return campaign.hours.why_not(self.line.stop.start)
 
-    @property
-    def _since(self) -> int:
-        """The entry from which on other PCs' verdicts count: for a manual run those that it has not seen before."""
-        return 0 if self.line.options.scheduled else self._newest
+    def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
+        """What another PC's guards said of it; for a manual run, since it began."""
+        line, verdict = self.line, None
+        for entry in line.ledger.verdicts_elsewhere(line.slot, campaign.name) if line.ledger else ():
+            if line.options.scheduled or entry.id not in self._settled:
+                verdict = dataclass_replace(entry, id=0)  # that PC notes it
+        if verdict and verdict.state is State.HELD:
+            verdict.error = Held(text("{message}", message=verdict.message))
+        return verdict
 
     def _begin(self, campaign: Campaign, at: int) -> Mailing | None:
         """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
@@ -5020,8 +5026,9 @@ class Run:
             self.mailings[at] = self._outcome_before_start(campaign)
         mailing = self.mailings[at]
         if mailing.state is not State.CLAIMED:
-            template = "{campaign}: {state} ({pc})"
-            log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
+            if mailing.pc:
+                template = "{campaign}: {state} ({pc})"
+                log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
             return None
         if mailing.resend:
             template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
@@ -5088,9 +5095,9 @@ class Run:
             log.warning(text("{campaign}: {message}", campaign=campaign.name, message=error.message))
             lost = True
         except PipelineError as error:
-            self._conclude(self.mailings[at], error)
+            self._conclude_unnoted(at, error)
         except Exception as error:
-            self._conclude(self.mailings[at], bug(error))
+            self._conclude_unnoted(at, bug(error))
         if self.line.ledger:
             self.line.ledger.release(campaign.name)
         if lost:  # not before it is released, or another worker of ours may hold it by then
@@ -5131,7 +5138,11 @@ class Run:
             error = Stopped(text("another PC was still at work on it when this run ended"), SEE_PAGE)
         except PipelineError as fault:
             self._error = fault
-        self.mailings[at].id = 0  # its entry, if it has one, is for those to conclude who can hold it
+        self._conclude_unnoted(at, error)
+
+    def _conclude_unnoted(self, at: int, error: PipelineError) -> None:
+        """The outcome of what could not be claimed (again); an earlier entry of it is for others to conclude."""
+        self.mailings[at].id = 0
         self._conclude(self.mailings[at], error)
 
     def _look_again(self) -> None:
@@ -6954,7 +6965,9 @@ PORTUGUESE: dict[str, str] = {
     "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it": (
         "nada a fazer: o computador que alcançar o registro de entregas continua, e antes verifica o que aconteceu"
     ),
-    "check LEDGER and the network; is PostgreSQL running?": "confira LEDGER e a rede; o PostgreSQL está no ar?",
+    "check LEDGER and the network; is PostgreSQL running, in version 14 or newer?": (
+        "confira LEDGER e a rede; o PostgreSQL está no ar, na versão 14 ou mais nova?"
+    ),
     "make OUTPUT_DIR writable, or delete this file if it is damaged": (
         "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
