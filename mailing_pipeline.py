@@ -2352,7 +2352,8 @@ class SharedLedger(Ledger):
             except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
                 if self._session:
                     self._session.close()
-                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=AGAIN, wide=True) from None
+                tries = connect_error(str(error), self.where).tries  # a wrong password stays wrong
+                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
         """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
@@ -2360,17 +2361,6 @@ class SharedLedger(Ledger):
 
         if self._session and not self.has_lost:
             return self._session
-        options: dict[str, Any] = {
-            "connect_timeout": self.settings.connect_timeout_seconds,
-            "application_name": f"{PROGRAM} ledger",
-            "target_session_attrs": "read-write",  # of several hosts the one that is primary now
-            **self.settings.ledger,
-            "client_encoding": "UTF8",
-        }
-        connect = bounded_connection().connect
-        session = connect(**options, autocommit=True, prepare_threshold=None, row_factory=dict_row)
-        session.look = self._look  # type: ignore[attr-defined]
-        self._limit_s = time.monotonic() + LEDGER_ANSWER_S
         limits = {
             "idle_session_timeout": f"{LEDGER_SESSION_S}s",
             "idle_in_transaction_session_timeout": f"{LEDGER_SESSION_S}s",
@@ -2378,11 +2368,19 @@ class SharedLedger(Ledger):
             "synchronous_commit": "on",
             "search_path": PROGRAM,
         }
-        session.execute(
-            "SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in limits.items())
-        )
-        self._session = session
-        return session
+        set_up = " ".join(f"-c {name}={value}" for name, value in limits.items())
+        options: dict[str, Any] = {
+            "connect_timeout": self.settings.connect_timeout_seconds,
+            "application_name": f"{PROGRAM} ledger",
+            "target_session_attrs": "read-write",  # of several hosts the one that is primary now
+            **self.settings.ledger,
+            "client_encoding": "UTF8",
+            "options": f"{self.settings.ledger.get('options', '')} {set_up}",
+        }
+        connect = bounded_connection().connect
+        self._session = connect(**options, autocommit=True, prepare_threshold=None, row_factory=dict_row)
+        self._session.look = self._look  # type: ignore[attr-defined]
+        return self._session
 
     def _look(self) -> None:
         import psycopg
@@ -2875,8 +2873,8 @@ class Database:
             self._pin = {key: value.decode() for key, value in named.items() if value}
             self._holder, self._snapshot = holder, ""
             try:
-                self._snapshot = self._export(holder)
                 self._lag = self._lag_objection(holder)
+                self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
                     self._holder = None
@@ -4902,6 +4900,7 @@ def live_progress(console: Console | None, mailings: Sequence[Mailing], language
 PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
+MOST_LOSSES = 5  # of a claim, for a ledger that breaks again and again
 OURS = contextlib.nullcontext(True)
 BROKEN_HINT = text("correct the file, and try it with --check")
 SEE_PAGE = text("the status page shows what came of it")
@@ -4920,6 +4919,7 @@ class Run:
         self._query_turns = threading.Semaphore(line.settings.query_workers)
         self._names: set[str] = set()  # of this run's mailings
         self._settled: set[int] = set()  # entries of this slot of which it was known before this run what came
+        self._losses: Counter[str] = Counter()  # claims of a campaign that were lost
         self._error: PipelineError | None = None  # why what waits is not taken
 
     def plan(self) -> None:
@@ -5008,8 +5008,10 @@ class Run:
 
     def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
         """What another PC's guards said of it; for a manual run, since it began."""
-        line, verdict = self.line, None
-        for entry in line.ledger.verdicts_elsewhere(line.slot, campaign.name) if line.ledger else ():
+        line, verdict, entries = self.line, None, list[Mailing]()
+        if line.ledger and line.ledger.is_shared:
+            entries = line.ledger.verdicts_elsewhere(line.slot, campaign.name)
+        for entry in entries:
             if line.options.scheduled or entry.id not in self._settled:
                 verdict = dataclass_replace(entry, id=0)  # that PC notes it
         if verdict and verdict.state is State.HELD:
@@ -5093,7 +5095,10 @@ class Run:
                     self._bring_mailing(campaign, mailing, turn)
         except ClaimLost as error:
             log.warning(text("{campaign}: {message}", campaign=campaign.name, message=error.message))
-            lost = True
+            self._losses[campaign.name] += 1
+            lost = self._losses[campaign.name] < MOST_LOSSES
+            if not lost:
+                self._conclude_unnoted(at, error)
         except PipelineError as error:
             self._conclude_unnoted(at, error)
         except Exception as error:

@@ -276,6 +276,15 @@ def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) ->
         centre.delivered("alfa")
 
 
+def test_a_wrong_password_of_the_ledger_is_tried_once(centre: Centre) -> None:
+    centre.campaigns("alfa")
+    pc = centre.pc("um")
+    pc.settings["LEDGER"] = centre.conninfo(pc.to_ledger.port).replace(centre.password, "wrong-canary")
+    refused = pc.run()
+    assert refused.code == 2 and "password authentication failed" in refused.output
+    assert "retry" not in refused.output and "wrong-canary" not in refused.output
+
+
 def test_a_pc_whose_clock_or_time_zone_is_wrong_sends_nothing(centre: Centre) -> None:
     """Its slot would be another one, and its mailings would be sent beside those of the others."""
     centre.campaigns("alfa")
