@@ -22,12 +22,12 @@ Promises
     3. A lost reply to the rename is settled by looking, in this run or the next, never by sending again.
     4. Every value is the text that PostgreSQL wrote: no number or date of Python's comes near it.
     5. An empty, collapsed, exploded or reshaped mailing is held, and said so.
-    6. One campaign's failure never stops the others. One run at a time.
+    6. One campaign's failure never stops the others. One run at a time on a PC.
     7. No password, phone, CPF or row appears in a log or message.
 
 How it is built
-    `Run.plan` claims a mailing for each campaign that is due. A worker then takes one mailing from its query
-    to its final name, in one straight line, `Line.bring`:
+    `Run.plan` finds the campaigns that are due. A worker claims one after the other, and takes each mailing from
+    its query to its final name, in one straight line, `Line.bring`:
 
         read, treat, write -> judge -> send, verify -> commit -> publish -> note
 
@@ -40,6 +40,10 @@ How it is built
     Workers share four things, each with its own lock inside: the database, the SFTP connection, the ledger,
     the stop. What a campaign is in a run is one record, a `Mailing`. Reports, page, alerts and the exit code
     are computed from these records.
+
+    With LEDGER several PCs share the work: a claim is then held by the PC's session with PostgreSQL. Who finds a
+    campaign free settles first what its last holder left of it, and a PC that lost its session notes, and so
+    publishes, nothing more of what it held.
 
 Exit codes
     0  everything due was delivered, already delivered, or empty where empty is allowed

@@ -125,6 +125,44 @@ def test_a_pc_whose_session_is_ended_while_it_goes_on(centre: Centre, moment: st
         assert centre.leftovers() == []
 
 
+@pytest.mark.parametrize("same_slot", [True, False], ids=["in the slot", "in the next slot"])
+def test_a_rename_that_was_under_way_when_another_took_over_and_arrives_late(centre: Centre, same_slot: bool) -> None:
+    """The other renames the temp itself or, when the slot is over, removes it: either way it is gone by then."""
+    centre.campaigns("alfa")
+    with centre.dialer() as dialer:
+        first = centre.pc("um")
+        program = stopped_at(centre, "um", "before:DropFolders.rename")
+        first.to_dialer.silence("up")
+        program.send(signal.SIGCONT)  # the request goes out, and stays on the line
+        time.sleep(0.5)
+        first.to_ledger.cut()
+        first.to_ledger.refuse()
+        if not same_slot:
+            centre.clock.jump(3600, steady_too=True)
+        assert centre.pc("dois").run("--scheduled").code == 0
+        assert len(dialer.record) == 1
+        first.to_dialer.speak()
+        first.to_ledger.accept()
+        go_on(program)
+        centre.delivered("alfa")
+        assert centre.leftovers() == []
+
+
+def test_a_removal_that_was_under_way_when_another_took_over(centre: Centre) -> None:
+    """What is being withdrawn is withdrawn by whoever takes over; nobody takes its absence for the dialer's doing."""
+    centre.campaigns("alfa")
+    with centre.dialer():
+        program = stopped_at(centre, "um", "before:DropFolders.rename")
+        program.kill()
+        centre.clock.jump(3600, steady_too=True)
+        program = stopped_at(centre, "um", "before:DropFolders.remove")
+        assert centre.pc("dois").run("--scheduled").code == 0
+        go_on(program)
+        centre.delivered("alfa")
+        assert centre.leftovers() == []
+        assert [row["state"] for row in centre.ledger if row["slot"].endswith("10:00")] == ["failed"]
+
+
 @pytest.mark.parametrize("from_what", ["the ledger", "the dialer", "both"])
 def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
     centre.campaigns("alfa", "beta", "gama")
