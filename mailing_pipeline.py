@@ -68,6 +68,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -85,7 +86,7 @@ import time
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
@@ -93,7 +94,7 @@ from datetime import time as clock_time
 from enum import IntEnum, StrEnum
 from html import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 # psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is first
 # used, so that `--help` and a wrong setting answer at once, and the rest loads while the server works.
@@ -104,7 +105,7 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
     from dotenv.parser import Binding
-    from psycopg.pq.abc import PGresult
+    from psycopg.pq.abc import PGconn, PGresult
     from rich.console import Console
     from rich.table import Table
 
@@ -113,18 +114,18 @@ PROGRAM = "mailing_pipeline"
 log = logging.getLogger(PROGRAM)
 T = TypeVar("T")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Words: what a person is told is a template and its values, in English for the log, in the operator's own language
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# Words: what a person is told is a template and its values; English for the log
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A message: a template in English, whose fields the values fill. str() is the English of log and --json.
+    """A message: a template in English, whose fields the values fill. str() is the English.
 
-    Values are filled in and never translated, unless they are Texts themselves; a list of them stands in a
-    row. Whole numbers are counts (12,345 or 12.345), times are written as people write them; a port or an
-    exit code is given as str.
+    Values are filled in and never translated, unless they are Texts themselves; a list of them
+    stands in a row. Whole numbers are counts (12,345 or 12.345), times are written as people write
+    them; a port or an exit code is given as str.
     """
 
     template: str
@@ -136,7 +137,8 @@ class Text:
     def told(self, language: str) -> str:
         """The message in that language: 'en' or 'pt'."""
         template = PORTUGUESE[self.template] if language == "pt" else self.template
-        return template.format(**{name: shown(value, language) for name, value in self.values.items()})
+        values = {name: shown(value, language) for name, value in self.values.items()}
+        return template.format(**values)
 
 
 def text(template: str, **values: object) -> Text:
@@ -146,7 +148,7 @@ def text(template: str, **values: object) -> Text:
 
 def in_a_row(parts: Sequence[Text]) -> Text:
     """Several messages in one line."""
-    return functools.reduce(lambda first, then: text("{first}; {then}", first=first, then=then), parts)
+    return functools.reduce(lambda one, then: text("{first}; {then}", first=one, then=then), parts)
 
 
 def contacts(count: int) -> Text:
@@ -158,41 +160,44 @@ def contacts(count: int) -> Text:
 
 def shown(value: object, language: str) -> str:
     """A value inside a message."""
+    pt = language == "pt"
     if isinstance(value, Text):
         return value.told(language)
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(item, language) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}".replace(",", "." if language == "pt" else ",")
+        return f"{value:,}".replace(",", "." if pt else ",")
     if isinstance(value, datetime):
-        return f"{value:%d/%m/%Y %H:%M}" if language == "pt" else f"{value:%Y-%m-%d %H:%M}"
+        return f"{value:%d/%m/%Y %H:%M}" if pt else f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, date):
-        return f"{value:%d/%m/%Y}" if language == "pt" else f"{value:%Y-%m-%d}"
+        return f"{value:%d/%m/%Y}" if pt else str(value)
     return str(value)
 
 
 FOREIGN_CHARS = 300
+MOMENT = r"(?<!\d)(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)(?!\d)"
+LONG_NUMBER = r"\d(?:[\s.()/_,;:|‐-―−-]{0,4}\d){7,}"
 
 
 def masked(told: str) -> str:
-    """told without runs of eight or more digits (phones, CPFs, contracts), however they are punctuated.
+    """told without runs of eight or more digits (phones, CPFs, contracts), however punctuated.
 
     A moment (2026-12-22 12:00:05) stays.
     """
-    moment = r"(?<!\d)(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)(?!\d)"
-    return re.sub(rf"{moment}|\d(?:[\s.()/_,;:|‐-―−-]{{0,4}}\d){{7,}}", lambda found: found.group(1) or "…", told)
+    return re.sub(f"{MOMENT}|{LONG_NUMBER}", lambda found: found[1] or "…", told)
 
 
 def foreign(told: object, hidden: Iterable[str] = ()) -> str:
     """A text of a server, a library or a lock file, fit for console, log, ledger and page.
 
-    hidden: this run's secrets. They go, and so do passwords in URLs, unprintable characters (ESC, bidi
-    marks, line breaks) and long numbers; what is longer than FOREIGN_CHARS is cut.
+    hidden: this run's secrets. They go, and so do passwords in URLs, unprintable characters (ESC,
+    bidi marks, line breaks) and long numbers; what is longer than FOREIGN_CHARS is cut.
     """
     kept = str(told)
     for secret in sorted(filter(None, hidden), key=len, reverse=True):
-        # A short one stands in half of all words: it goes where it stands alone.
-        pattern = re.escape(secret) if len(secret) > 3 else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        pattern = re.escape(secret)
+        if len(secret) <= 3:  # it stands in half of all words: it goes where it stands alone
+            pattern = rf"(?<!\w){pattern}(?!\w)"
         kept = re.sub(pattern, "…", kept)
     kept = re.sub(r"://[^\s/@]+@", "://…@", kept[: 20 * FOREIGN_CHARS])
     kept = re.sub(r"(?i)\b(pass\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s']+)", r"\1\2…", kept)
@@ -202,11 +207,11 @@ def foreign(told: object, hidden: Iterable[str] = ()) -> str:
 
 
 def address(host: str, port: object, hidden: Iterable[str] = ()) -> str:
-    """host:port of a server; not masked, as an IP address is a long number, but without somebody's password."""
-    bare = host.rpartition("@")[2]
+    """host:port of a server: an IP address is no long number, and no password stands before @."""
+    user, _, bare = host.rpartition("@")
     if not re.fullmatch(r"[\w.,:/%-]*", bare):
         bare = foreign(bare, hidden)
-    return f"{'…@' if '@' in host else ''}{bare}:{port}"
+    return f"…@{bare}:{port}" if user else f"{bare}:{port}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,9 +358,9 @@ def bug(error: Exception) -> Bug:
     return Bug(message, text("send the log of today to the developer"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Time: slots, hours, what stops a run, and the one loop that tries again
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -370,7 +375,10 @@ class Clock:
         return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Sleep for timeout_s, or until event is set; whether it is. In short waits: on Windows Ctrl+C ends none."""
+        """Sleep for timeout_s, or until event is set; whether it is.
+
+        In short waits: on Windows Ctrl+C ends none.
+        """
         until_s = self.steady_s() + timeout_s
         while not event.wait(min(0.5, max(0.0, until_s - self.steady_s()))):
             if self.steady_s() >= until_s:
@@ -378,88 +386,49 @@ class Clock:
         return True
 
     def jitter(self) -> float:
-        """A random factor from 0.5 to 1, so that programs that failed together do not come back together."""
+        """A random factor, so that programs that failed together do not come back together."""
         return random.uniform(0.5, 1.0)
 
 
 def slot_of(now: datetime) -> str:
-    """The clock hour that now belongs to, as the ledger writes it: 10:23 belongs to '2026-12-22 10:00'."""
+    """The clock hour that now belongs to, as the ledger writes it: at 10:23 '2026-12-22 10:00'."""
     return f"{now:%Y-%m-%d %H}:00"
 
 
-Span = tuple[clock_time, clock_time]  # the first and the last start of a day
 DAYS = (text("mon"), text("tue"), text("wed"), text("thu"), text("fri"), text("sat"), text("sun"))
-WEEKDAYS = (
-    text("Monday"),
-    text("Tuesday"),
-    text("Wednesday"),
-    text("Thursday"),
-    text("Friday"),
-    text("Saturday"),
-    text("Sunday"),
-)
-
-
-def told_days(days: Iterable[int]) -> Text:
-    """Weekdays (0 = Monday) for a person: mon-sat; mon, wed and fri; every day."""
-    runs: list[list[int]] = []
-    for day in sorted(days):
-        if runs and runs[-1][-1] == day - 1:
-            runs[-1].append(day)
-        else:
-            runs.append([day])
-    parts: list[Text] = []
-    for run in runs:
-        first, last = DAYS[run[0]], DAYS[run[-1]]
-        parts += [text("{first}-{last}", first=first, last=last)] if len(run) > 2 else [DAYS[day] for day in run]
-    if len(runs) == 1 and len(runs[0]) == 7:
-        return text("every day")
-    return parts[0] if len(parts) == 1 else text("{days} and {last}", days=parts[:-1], last=parts[-1])
-
-
-def told_span(span: Span) -> str:
-    """08:00-20:00"""
-    return f"{span[0]:%H:%M}-{span[1]:%H:%M}"
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimes:
-    """The first and the last start of a day, as RUN_HOURS has them: usual, and of the weekdays that have their own."""
-
-    usual: Span | None
-    own: Mapping[int, Span] = field(default_factory=dict, hash=False)
+Span = tuple[clock_time, clock_time]  # the first and the last start of a day
+Starts = Mapping[int | None, Span]  # by weekday (0 = Monday); None: every weekday without its own
 
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """When mailings may be sent: weekdays (0 = Monday), the first and last starts of each, days off.
+    """When mailings may be sent: weekdays, the first and last starts of each, days off.
 
     keys are the settings that say so, of the days and of the hours, as messages name them.
     """
 
     days: frozenset[int]
-    starts: StartTimes
+    starts: Starts = field(hash=False)
     holidays: frozenset[date] = frozenset()
     keys: tuple[str, str] = ("RUN_DAYS", "RUN_HOURS")
 
     def starts_on(self, weekday: int) -> Span | None:
-        """The first and the last start of that weekday (0 = Monday); None: nothing is sent on it."""
-        return self.starts.own.get(weekday, self.starts.usual) if weekday in self.days else None
+        """The first and the last start of that weekday; None: nothing is sent on it."""
+        return self.starts.get(weekday, self.starts.get(None)) if weekday in self.days else None
+
+    def starts_of(self, day: date) -> Span | None:
+        """The first and the last start of that date; None: a day off."""
+        return None if day in self.holidays else self.starts_on(day.weekday())
 
     def slots(self, day: date) -> list[int]:
-        """The clock hours whose slots are due on that date; none on a day off."""
-        starts = self.starts_on(day.weekday())
-        if starts is None or day in self.holidays:
-            return []
-        return list(range(starts[0].hour, starts[1].hour + 1))
+        """The clock hours whose slots are due on that date."""
+        starts = self.starts_of(day)
+        return list(range(starts[0].hour, starts[1].hour + 1)) if starts else []
 
     def inside(self, now: datetime) -> bool:
         """Whether now is inside. The last start names a slot: with 20:00, 20:59 is still inside."""
-        starts = self.starts_on(now.weekday())
-        if starts is None or now.date() in self.holidays:
-            return False
-        slot_start = now.time().replace(minute=0, second=0, microsecond=0)
-        return starts[0] <= now.time() and slot_start <= starts[1]
+        starts = self.starts_of(now.date())
+        return starts is not None and starts[0] <= now.time() and now.hour <= starts[1].hour
 
     def why_not(self, now: datetime) -> Text | None:
         """Why now is outside: a day off, the weekday, or the hour; None while it is inside."""
@@ -467,51 +436,46 @@ class Hours:
             return None
         if now.date() in self.holidays:
             return text("{day} is a holiday (HOLIDAYS)", day=now.date())
-        day, starts = WEEKDAYS[now.weekday()], self.starts_on(now.weekday())
-        if starts is None:
-            key = self.keys[1] if now.weekday() in self.days else self.keys[0]
-            return text("it is {day}: runs {days} ({key})", day=day, days=told_days(self.weekdays), key=key)
-        time, hours, key = f"{now:%H:%M}", told_span(starts), self.keys[1]
-        return text("it is {time}: runs {hours} on {day} ({key})", time=time, hours=hours, day=day, key=key)
+        day, key = DAYS[now.weekday()], self.keys[now.weekday() in self.days]
+        told = "it is {day} {time}: runs {hours} ({key})"
+        return text(told, day=day, time=f"{now:%H:%M}", hours=self.told(), key=key)
 
-    def told(self) -> Text:
-        """For a person: 08:00-20:00 mon-fri, sat 08:00-13:00."""
-        same: dict[Span, list[int]] = {}
-        for day in range(7):
-            if starts := self.starts_on(day):
-                same.setdefault(starts, []).append(day)
-        spans = sorted(same, key=lambda span: span != self.starts.usual)
-        parts = [text("{days} {hours}", days=told_days(same[span]), hours=told_span(span)) for span in spans]
-        if spans:
-            parts[0] = text("{hours} {days}", hours=told_span(spans[0]), days=told_days(same[spans[0]]))
-        return text("{parts}", parts=parts)
-
-    def __str__(self) -> str:
-        return str(self.told())
+    def told(self) -> list[Text]:
+        """For a person: mon-fri 08:00-20:00, sat 08:00-13:00."""
+        parts = []
+        for starts, same in itertools.groupby(range(7), self.starts_on):
+            days = [DAYS[day] for day in same]
+            told = text("{first}-{last}", first=days[0], last=days[-1])
+            if starts:
+                span = f"{starts[0]:%H:%M}-{starts[1]:%H:%M}"
+                told = told if len(days) > 1 else days[0]
+                parts.append(text("{days} {hours}", days=told, hours=span))
+        return parts
 
     @property
-    def weekdays(self) -> frozenset[int]:
-        """The weekdays on which anything is sent."""
-        return frozenset(day for day in range(7) if self.starts_on(day))
+    def idle(self) -> list[Text]:
+        """The weekdays that have hours of their own, and on which nothing runs all the same."""
+        return [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
 
 
 class Stop:
-    """The end of a run: its deadline, and whatever else stops it. Every wait of our own ends here.
+    """The end of a run: its deadline, and whatever else stops it. Every wait of ours ends here.
 
-    Measured by the wall clock and by the steady one, whichever is further: a PC that slept, or a clock set
-    back, must not make an old mailing look young.
+    Measured by the wall clock and by the steady one, whichever is further: a PC that slept, or a
+    clock set back, must not make an old mailing look young.
     """
 
     def __init__(self, clock: Clock, minutes: float) -> None:
         self.clock, self.seconds = clock, minutes * 60
-        self.passed = text("the run's deadline of {minutes} minutes has passed", minutes=f"{minutes:g}")
+        told = "the run's deadline of {minutes} minutes has passed"
+        self.passed = text(told, minutes=f"{minutes:g}")
         self.start, self._steady_start = clock.now(), clock.steady_s()
         self._event, self._reason = threading.Event(), text("the run was stopped")
 
     def left_s(self) -> float:
         """Seconds until the run must be over; negative after it."""
-        elapsed = max((self.clock.now() - self.start).total_seconds(), self.clock.steady_s() - self._steady_start)
-        return self.seconds - elapsed
+        wall_s = (self.clock.now() - self.start).total_seconds()
+        return self.seconds - max(wall_s, self.clock.steady_s() - self._steady_start)
 
     def end(self, reason: Text) -> None:
         """End every wait of the run with Stopped(reason)."""
@@ -522,7 +486,8 @@ class Stop:
     def error(self) -> Stopped | None:
         """Why the run must not go on; None while it may."""
         if self._event.is_set():
-            return Stopped(self._reason, text("the next run starts afresh; nothing old is sent"))
+            afresh = text("the next run starts afresh; nothing old is sent")
+            return Stopped(self._reason, afresh)
         if self.left_s() > 0:
             return None
         hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
@@ -551,7 +516,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently the one retry loop tries: attempts in all, first and longest pause in seconds."""
+    """How patiently the retry loop tries: attempts in all, first and longest pause in seconds."""
 
     attempts: int
     first_s: float
@@ -562,13 +527,13 @@ RETRY_BUDGET_S = 30  # time for an attempt, at the least
 
 
 def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) -> T:
-    """The result of action, tried again for as long as its PipelineError says that this is worth while.
+    """The result of action, tried again as long as its PipelineError says that this is worth while.
 
-    Pauses double from first_s to max_s, with jitter. No attempt starts later than attempts * max_s (or
-    RETRY_BUDGET_S) after the first failure, nor beyond the deadline. action must be safe to repeat. Raises
-    the last error.
+    Pauses double from first_s to max_s, with jitter. No attempt starts later than
+    attempts * max_s (or RETRY_BUDGET_S) after the first failure, nor beyond the deadline. action
+    must be safe to repeat. Raises the last error.
     """
-    failures, first_failure_s = 0, 0.0
+    failures, until_s = 0, None
     while True:
         stop.check()
         try:
@@ -576,35 +541,34 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
         except PipelineError as error:
             failures += 1
             now_s = stop.clock.steady_s()
-            first_failure_s = first_failure_s or now_s
-            most = policy.attempts - 1 if error.tries is None else min(error.tries, policy.attempts - 1)
+            if until_s is None:
+                until_s = now_s + policy.attempts * max(policy.max_s, RETRY_BUDGET_S)
+            most = policy.attempts - 1
+            if error.tries is not None:
+                most = min(most, error.tries)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * stop.clock.jitter()
-            budget_s = policy.attempts * max(policy.max_s, RETRY_BUDGET_S) - (now_s - first_failure_s)
-            if failures > most or pause_s > min(budget_s, stop.left_s()):
-                error.tries = NEVER  # the budget is spent, also for those who are handed this error afterwards
+            if failures > most or pause_s > min(until_s - now_s, stop.left_s()):
+                error.tries = NEVER  # spent, also for those who are handed this error afterwards
                 raise
-            log.warning(
-                text(
-                    "{who}: retry {number} of {most} in {seconds} s: {reason}",
-                    who=who,
-                    number=failures,
-                    most=most,
-                    seconds=f"{pause_s:.1f}",
-                    reason=error.message,
-                )
-            )
+            told = "{who}: retry {number} of {most} in {seconds} s: {reason}"
+            pause, why = f"{pause_s:.1f}", error.message
+            log.warning(text(told, who=who, number=failures, most=most, seconds=pause, reason=why))
             stop.sleep(pause_s)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Settings: config.env and the environment -> Settings, or every fault at once
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 DAY_NAMES = tuple(map(str, DAYS))
 ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "latin-1")
 LANGUAGES = ("en", "pt")
-# libpq reads these from the environment alone; every other PG* name is one of its connection options.
+# libpq reads these from the environment alone; every other PG* name is a connection option of its.
 LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
+LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
+Raw = Mapping[str, str]  # texts by key, as config.env or the environment has them
+Texts = Sequence[Text]
+Parser = Callable[[str], Any]  # of a value's text; raises Wrong
 
 
 class Wrong(ValueError):
@@ -615,11 +579,24 @@ class Wrong(ValueError):
         self.told = told
 
 
+def attempt(parse: Callable[..., T], *arguments: object) -> tuple[T | None, Text | None]:
+    """What parse makes of its arguments, or what it says is wrong."""
+    try:
+        return parse(*arguments), None
+    except Wrong as error:
+        return None, error.told
+
+
+def at_line(line: int, fault: Text) -> Text:
+    """A fault with its line."""
+    return text("line {line}: {fault}", line=str(line), fault=fault)
+
+
 UNSEEN = text("holds a character that cannot be seen; type it anew")
 
 
 def visible(written: str) -> str:
-    """A name without what nobody sees: what came along with it from a web page or a mail."""
+    """A name or path without what nobody sees, which comes along from a web page or a mail."""
     if not written.isprintable():
         raise Wrong(UNSEEN)
     return written
@@ -629,170 +606,149 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from low to high."""
 
     def parse(written: str) -> int:
-        if not (written.isascii() and written.isdigit() and low <= int(written) <= high):
-            raise Wrong(text("must be a whole number from {low} to {high}", low=str(low), high=str(high)))
+        if not re.fullmatch("[0-9]+", written) or not low <= int(written) <= high:
+            told = "must be a whole number from {low} to {high}"
+            raise Wrong(text(told, low=str(low), high=str(high)))
         return int(written)
 
     return parse
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """A parser that takes only these words, in any case."""
+def one_of(*words: str, **meanings: Any) -> Parser:
+    """A parser that takes only these words, in any case; a word means itself, unless given."""
+    known = dict(zip(words, words, strict=True)) | meanings
 
-    def parse(written: str) -> str:
-        if written.lower() not in choices:
-            raise Wrong(text("must be one of: {choices}", choices=choices))
-        return written.lower()
+    def parse(written: str) -> Any:
+        if written.lower() not in known:
+            raise Wrong(text("must be one of: {choices}", choices=list(known)))
+        return known[written.lower()]
 
     return parse
 
 
-def yes_no(written: str) -> bool:
-    """yes or no."""
-    return one_of("yes", "no")(written) == "yes"
+yes_no = one_of(yes=True, no=False)
+newline = one_of(crlf="\r\n", lf="\n")
 
 
 def one_character(written: str) -> str:
     r"""A CSV delimiter: one ASCII character (or \t)."""
     written = "\t" if written == r"\t" else written
-    if len(written) != 1 or not written.isascii() or written.isalnum() or written in '"\r\n ':
+    if not re.fullmatch(r"[!#-/:-@[-`{-~\t]", written):  # but for the quote and the blank
         raise Wrong(text(r"must be one character such as ; or , or | or \t"))
     return written
 
 
-def newline(written: str) -> str:
-    """crlf or lf, as the characters themselves."""
-    return {"crlf": "\r\n", "lf": "\n"}[one_of("crlf", "lf")(written)]
+DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
+    f"{DAY_NAMES[first]}-{DAY_NAMES[last]}": {*range(first, last + 1)}
+    for first, last in itertools.combinations_with_replacement(range(7), 2)
+}
 
 
 def weekdays(written: str) -> frozenset[int]:
     """'mon-sat' or 'mon,wed-fri' as weekday numbers, Monday = 0."""
-    days: set[int] = set()
-    for part in written.lower().split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if first not in DAY_NAMES or last not in DAY_NAMES:
-            raise Wrong(text("must be days such as mon-sat or mon,wed,fri"))
-        low, high = DAY_NAMES.index(first), DAY_NAMES.index(last)
-        if low > high:
-            raise Wrong(text("must name its days from Monday to Sunday, such as mon-sat"))
-        days.update(range(low, high + 1))
-    return frozenset(days)
+    try:
+        return frozenset().union(*(DAY_RUNS[part.strip()] for part in written.lower().split(",")))
+    except KeyError:
+        told = "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri"
+        raise Wrong(text(told)) from None
 
 
-def start_times(written: str) -> StartTimes:
-    """'08:00-20:00, sat 08:00-13:00' as the first and the last starts; a part without days is that of all others."""
-    usual: Span | None = None
-    own: dict[int, Span] = {}
-    for part in re.split(r"(?<=\d)\s*,", written):  # a comma behind an hour ends a part; 'mon,wed 09:00-12:00' is one
-        found = re.fullmatch(r"\s*(?:([^\d]*\S)\s+)?(\d\S*)\s*-\s*(\d\S*)\s*", part)
-        if not found:
-            raise Wrong(text("must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00"))
-        days, span = found.group(1), (time_of_day(found.group(2)), time_of_day(found.group(3)))
-        if span[0] > span[1]:
-            raise Wrong(text("must begin before it ends, such as 08:00-20:00"))
-        named = weekdays(days) if days else frozenset()
-        if named & own.keys() or (not days and usual):
-            raise Wrong(text("gives a day its hours twice"))
-        usual = usual if days else span
-        own |= dict.fromkeys(named, span)
-    return StartTimes(usual, own)
+TIME = "((?:[01][0-9]|2[0-3]):[0-5][0-9])"
+SPAN = re.compile(rf"\s*(?:(\D*\S)\s+)?{TIME}\s*-\s*{TIME}\s*")
 
 
-def time_of_day(written: str) -> clock_time:
-    """'08:00' as a time of day."""
-    if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", written):
-        raise Wrong(text("must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00"))
-    return clock_time.fromisoformat(written)
+def start_times(written: str) -> Starts:
+    """'08:00-20:00, sat 08:00-13:00' as first and last starts by weekday."""
+    starts: dict[int | None, Span] = {}
+    for part in re.split(r"(?<=\d)\s*,", written):  # 'mon,wed 09:00-12:00' is one part
+        found = SPAN.fullmatch(part)
+        days: Iterable[int | None] = weekdays(found[1]) if found and found[1] else (None,)
+        if not found or found[2] > found[3] or starts.keys() & days:
+            told = "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice"
+            raise Wrong(text(told))
+        span = clock_time.fromisoformat(found[2]), clock_time.fromisoformat(found[3])
+        starts |= dict.fromkeys(days, span)
+    return starts
 
 
-def idle_hours(hours: Hours) -> Text | None:
-    """What is wrong with hours of days on which nothing runs; None if every one of them counts."""
-    idle = hours.starts.own.keys() - hours.days
-    if idle:
-        return text("has hours for {days}, which {key} leaves out", days=told_days(idle), key=hours.keys[0])
-    if not hours.weekdays:
-        return text("leaves no day on which anything runs, together with {key}", key=hours.keys[0])
-    return None
+def idle_fault(hours: Hours) -> Text:
+    """What is wrong with hours of days on which nothing runs."""
+    told = "has hours for {days}, which {key} leaves out"
+    return text(told, days=hours.idle, key=hours.keys[0])
 
 
 def dates(written: str) -> frozenset[date]:
     """'2026-12-25,2027-01-01' as dates."""
     try:
-        return frozenset(date.fromisoformat(part.strip()) for part in written.split(",") if part.strip())
+        return frozenset(map(date.fromisoformat, written.replace(",", " ").split()))
     except ValueError:
         raise Wrong(text("must be dates such as 2026-12-25,2027-01-01")) from None
 
 
 def remote_path(written: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
-    if "\\" in written or ".." in PurePosixPath(written).parts or not written.isprintable():
-        raise Wrong(text("must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash"))
-    return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of the same folder
+    upwards = ".." in PurePosixPath(written).parts
+    if not written or "\\" in written or upwards or not written.isprintable():
+        told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
+        raise Wrong(text(told))
+    return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
+
+
+def staging_path(written: str) -> PurePosixPath | None:
+    """As remote_path; None of an empty text."""
+    return remote_path(written) if written else None
 
 
 MAILING_ENDINGS = (".csv", ".txt")
-DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
-LEGAL_NAME = re.compile(r'[^\\/:*?"<>|%{}\x00-\x1f]{0,199}[^\\/:*?"<>|%{}\x00-\x1f. ]')
+# What Windows takes for a device is no name of a file, whatever its ending.
+LEGAL_NAME = re.compile(
+    r"(?!(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])\s*(?:\.|$))"
+    r'[^\\/:*?"<>|%{}\x00-\x1f]{0,199}[^\\/:*?"<>|%{}\x00-\x1f. ]',
+    re.IGNORECASE,
+)
 
 
 def file_name_pattern(written: str, campaign: str = "campaign") -> str:
-    """A file name with {campaign} and strftime's codes that gives a legal name on Windows and everywhere.
+    """A file name with {campaign} and strftime's codes that is legal on Windows and everywhere.
 
-    Its ending is what tells a mailing from whatever else may lie in the output folder.
+    Its ending tells a mailing from what else lies in the output folder. Many dialers overlook a
+    name that begins with a dot.
     """
     try:
-        sample = render_file_name(visible(written), campaign, datetime(2026, 12, 22, 10, 0).astimezone())
+        some_time = datetime(2026, 12, 22, 10).astimezone()
+        sample = render_file_name(visible(written), campaign, some_time)
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
-    if not LEGAL_NAME.fullmatch(sample):
-        example, without = "mailing_{campaign}_%d-%m_%H-%M.csv", r'\ / : * ? " < > |'
-        raise Wrong(
-            text(
-                "must give a legal file name, such as {example} (no {without}, at most 200 characters)",
-                example=example,
-                without=without,
-            )
-        )
-    if sample.startswith("."):
-        raise Wrong(text("must not begin with a dot: many dialers overlook such files"))
-    if DEVICE_NAMES.match(sample):
-        raise Wrong(text("gives {name}, which Windows takes for a device; put mailing_ before it", name=sample))
-    if not sample.lower().endswith(MAILING_ENDINGS):
-        raise Wrong(text("must end in .csv or .txt"))
+    is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
+    if not is_mailing or not LEGAL_NAME.fullmatch(sample):
+        told = "must give a legal file name that ends in .csv or .txt, such as {example}"
+        raise Wrong(text(told, example="mailing_{campaign}_%d-%m_%H-%M.csv"))
     if "{campaign}" not in written and "%H" not in written:
-        raise Wrong(text("must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"))
+        told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
+        raise Wrong(text(told))
     return written
 
 
 def temp_name_pattern(written: str) -> str:
-    """What a mailing is called on the server until it is whole: with {id}, and not as a dialer expects a mailing."""
+    """What a mailing is called until it is whole: with {id}, and not as dialers expect one."""
     sample = visible(written).replace("{id}", "0f1e2d3c")
-    if "{id}" not in written:
-        raise Wrong(text("must hold {{id}}, which is different for each upload, such as .part-{{id}}"))
-    if not LEGAL_NAME.fullmatch(sample):
-        raise Wrong(text("must give a legal file name, such as .part-{{id}}"))
-    if sample.lower().endswith(MAILING_ENDINGS):
-        raise Wrong(text("must not end in .csv or .txt: the dialer would take a file that is not whole"))
-    return written
-
-
-def local_path(written: str) -> str:
-    """A file or folder of this PC, relative to config.env or whole."""
-    if not written.isprintable() or (os.name == "nt" and Path(written).root and not Path(written).drive):
-        raise Wrong(text("is not the path you wrote: quotes change a backslash; write it without quotes, or with /"))
+    is_mailing = sample.lower().endswith(MAILING_ENDINGS)
+    if sample == written or is_mailing or not LEGAL_NAME.fullmatch(sample):
+        told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
+        raise Wrong(text(told))
     return written
 
 
 def fingerprints(written: str) -> tuple[str, ...]:
-    """SSH host keys' fingerprints, separated by blanks, as --check and ssh-keygen -l print them; none of an empty text.
+    """SSH host keys' fingerprints, separated by blanks, as --check and ssh-keygen -l print them.
 
     Both add the kind of the key in brackets.
     """
-    found = re.sub(r"\([\w@.-]+\)", " ", written).replace(",", " ").split()
+    found = re.sub(r"\([\w@.-]+\)|,", " ", written).split()
     for one in found:
         if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", one):
-            raise Wrong(text("must look like SHA256: and 43 characters; --check prints the one it sees"))
+            told = "must look like SHA256: and 43 characters; --check prints the one it sees"
+            raise Wrong(text(told))
     return tuple(dict.fromkeys(one.rstrip("=") for one in found))
 
 
@@ -807,8 +763,8 @@ def connection_string(written: str) -> Mapping[str, str]:
         raise Wrong(text("must be a libpq connection string such as {example}", example=example)) from None
 
 
-def setting(default: str, parse: Callable[[str], Any] = str, *, secret: bool = False, key: str = "") -> Any:
-    """One line of config.env; its key is the field's name in capitals, unless given. default is text for parse."""
+def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
+    """One line of config.env; its key is the field's name in capitals, unless given."""
     return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
 
 
@@ -823,25 +779,25 @@ class Settings:
     sftp_host: str = setting("", visible)
     sftp_port: int = setting("22", whole_number(1, 65535))
     sftp_user: str = setting("", visible)
-    sftp_password: str = setting("", secret=True)
-    sftp_key_file: str = setting("", local_path)
-    sftp_key_passphrase: str = setting("", secret=True)
+    sftp_password: str = setting("", visible, secret=True)
+    sftp_key_file: str = setting("", visible)
+    sftp_key_passphrase: str = setting("", visible, secret=True)
     sftp_host_keys: tuple[str, ...] = setting("", fingerprints, key="SFTP_HOST_KEY")  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
-    sftp_staging_dir: PurePosixPath | None = setting("", lambda text: remote_path(text) if text else None)
+    sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
     sftp_temp_name: str = setting(".part-{id}", temp_name_pattern)
     sftp_compress: bool = setting("no", yes_no)
     sftp_verify: str = setting("size", one_of("size", "hash"))
-    queries_dir: str = setting("queries", local_path)
-    output_dir: str = setting("output", local_path)
-    log_dir: str = setting("logs", local_path)
+    queries_dir: str = setting("queries", visible)
+    output_dir: str = setting("output", visible)
+    log_dir: str = setting("logs", visible)
     file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
     csv_header: bool = setting("yes", yes_no)
     csv_newline: str = setting("crlf", newline)
     run_days: frozenset[int] = setting("mon-sat", weekdays)
-    run_hours: StartTimes = setting("08:00-20:00", start_times)
+    run_hours: Starts = setting("08:00-20:00", start_times)
     holidays: frozenset[date] = setting("", dates)
     query_workers: int = setting("4", whole_number(1, 32))
     query_timeout_seconds: int = setting("600", whole_number(1, 86400))
@@ -895,172 +851,153 @@ class Settings:
         return RetryPolicy(self.retry_attempts, self.retry_first_seconds, self.retry_max_seconds)
 
 
-SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in fields(Settings) if item.metadata}
+LINES = [item for item in fields(Settings) if item.metadata]
+SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in LINES}
 
 
 def libpq_options() -> dict[str, str]:
     """libpq's own table: environment name -> connection keyword (PGHOST -> host)."""
     from psycopg import pq
 
-    return {option.envvar.decode(): option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
+    options = pq.Conninfo.get_defaults()
+    return {option.envvar.decode(): option.keyword.decode() for option in options if option.envvar}
+
+
+def known_keys() -> list[str]:
+    """What may stand in config.env, or in the environment for it."""
+    return [*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT]
 
 
 def parse_settings(
-    values: Mapping[str, str], folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Iterable[Text] = ()
+    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Texts = ()
 ) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
-    sends: whether the run will reach for the SFTP server, so that its settings are needed. knows_host: whether
-    SFTP_HOST_KEY is needed as well (--check goes without, to print it). Raises SettingsFault with every fault, those
-    found before among them, each with its key and never its value; source is the file to name.
+    sends: whether the run will reach for the SFTP server, so that its settings are needed.
+    knows_host: whether SFTP_HOST_KEY is needed as well (--check goes without, to print it).
+    Raises SettingsFault with every fault, those found before among them, each with its key and
+    never its value; source is the file to name.
     """
     options = libpq_options()
-    parsed, wrong = parse_values(values)
-    wrong += unknown_keys(values, options)
+    given = {key: value for key, value in values.items() if value}
+    faults = [*faults, *unknown_keys(values)]
     if sends:
-        wrong += missing_keys(values, knows_host)
+        faults += missing_keys(given, knows_host)
+    parsed: dict[str, Any] = {}
+    for key, item in SETTING_FIELDS.items():
+        parse, default = item.metadata["parse"], item.metadata["default"]
+        parsed[item.name], fault = attempt(parse, given.get(key, default))
+        if fault:  # what can be read all the same is needed, to tell somebody
+            faults.append(text("{key}: {fault}", key=key, fault=fault))
+            parsed[item.name] = parse(default)
     settings = Settings(
         folder=folder,
-        libpq={options[key]: value for key, value in values.items() if key in options and value},
-        libpq_environment={key: value for key, value in values.items() if key in LIBPQ_ENVIRONMENT and value},
+        libpq={options[key]: value for key, value in given.items() if key in options},
+        libpq_environment={key: given[key] for key in LIBPQ_ENVIRONMENT if key in given},
         **parsed,
     )
-    idle = idle_hours(settings.hours)
-    if idle and "RUN_DAYS" not in dict(wrong):
-        wrong.append(("RUN_HOURS", idle))
-    told = [*faults, *(text("{file}: {key}: {fault}", file=source, key=key, fault=fault) for key, fault in wrong)]
-    if told:
+    if settings.hours.idle and not faults:
+        faults.append(text("{key}: {fault}", key="RUN_HOURS", fault=idle_fault(settings.hours)))
+    if faults:
+        told = [text("{file}: {fault}", file=source, fault=fault) for fault in faults]
         raise SettingsFault(*told, settings=settings)
     return settings
 
 
-def parse_values(values: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, Text]]]:
-    """Every setting by its field's name, parsed; and what is wrong, by key. What is wrong has its default."""
-    parsed: dict[str, Any] = {}
-    wrong: list[tuple[str, Text]] = []
-    for key, item in SETTING_FIELDS.items():
-        parse, default = item.metadata["parse"], item.metadata["default"]
-        try:
-            parsed[item.name] = parse(values.get(key) or default)
-        except Wrong as error:
-            wrong.append((key, error.told))
-            parsed[item.name] = parse(default)
-    return parsed, wrong
-
-
-def unknown_keys(values: Iterable[str], options: Iterable[str]) -> list[tuple[str, Text]]:
-    """The keys that nobody knows: neither the program nor libpq, whose names are options."""
-    known = [*SETTING_FIELDS, *options]
-    wrong: list[tuple[str, Text]] = []
+def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
+    """The keys that nobody knows, each with the nearest that somebody does."""
+    known = known_keys()
     for key in values:
-        if key in known or key in LIBPQ_ENVIRONMENT:
-            continue
-        near = difflib.get_close_matches(key.upper(), known, 1)
-        told = text("unknown setting; did you mean {key}?", key=near[0]) if near else text("unknown setting")
-        wrong.append((key, told))
-    return wrong
+        if key not in known:
+            near = difflib.get_close_matches(key.upper(), known, 1, 0)
+            yield text("{key}: unknown setting; did you mean {near}?", key=key, near=near)
 
 
-def missing_keys(values: Mapping[str, str], knows_host: bool) -> list[tuple[str, Text]]:
+def missing_keys(given: Collection[str], knows_host: bool) -> Iterator[Text]:
     """What the SFTP server cannot be reached without."""
-    wrong = [(key, text("missing")) for key in ("SFTP_HOST", "SFTP_USER") if not values.get(key)]
-    if knows_host and not values.get("SFTP_HOST_KEY"):
-        wrong.append(("SFTP_HOST_KEY", text("missing; run with --check to see the server's fingerprint")))
-    if not (values.get("SFTP_PASSWORD") or values.get("SFTP_KEY_FILE")):
-        wrong.append(("SFTP_PASSWORD, SFTP_KEY_FILE", text("set one of the two, or both if the server asks for both")))
-    return wrong
-
-
-def decoded(data: bytes) -> str:
-    """The text of a file in UTF-8, with or without BOM. Raises Wrong, which says what the file is instead."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data.count(0) > len(data) / 3:
-        raise Wrong(text("is UTF-16, not UTF-8; save the file as UTF-8 in the editor"))
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = str(data.count(b"\n", 0, error.start) + 1)
-    try:
-        ansi = data.decode("cp1252").translate(dict.fromkeys(b"\t\r\n\f", " ")).isprintable()
-    except UnicodeDecodeError:
-        ansi = False
-    if ansi:
-        raise Wrong(text("line {line}: not UTF-8 but ANSI; save the file as UTF-8 in the editor", line=line))
-    raise Wrong(text("line {line}: not UTF-8; save the file as UTF-8 in the editor", line=line))
+    for key in ("SFTP_HOST", "SFTP_USER"):
+        if key not in given:
+            yield text("{key}: missing", key=key)
+    if knows_host and "SFTP_HOST_KEY" not in given:
+        yield text("SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint")
+    if "SFTP_PASSWORD" not in given and "SFTP_KEY_FILE" not in given:
+        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted")
 
 
 def read_utf8(path: Path) -> str:
     """The text of a file, with or without BOM. Raises Wrong."""
     try:
-        return decoded(path.read_bytes())
+        data = path.read_bytes().replace(b"\0", b"\xff")  # no text holds either
+        written = data.decode("utf-8-sig")
     except OSError as error:
         raise Wrong(text("cannot be read: {why}", why=error.strerror)) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        told = text("not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor")
+        raise Wrong(at_line(line, told)) from None
+    if "\r" in written and "\n" not in written:
+        told = text("ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends")
+        raise Wrong(at_line(1, told))
+    return written
 
 
-def load_settings(path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool) -> Settings:
+def load_settings(path: Path, environ: Raw, *, sends: bool, knows_host: bool) -> Settings:
     """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
     if not path.exists():
-        told = text("{file}: not found; copy config.env.example to config.env and fill it in", file=str(path))
-        raise SettingsFault(told)
+        told = "{file}: not found; copy config.env.example to config.env and fill it in"
+        raise SettingsFault(text(told, file=str(path)))
     try:
-        written = read_utf8(path)
+        values, faults = parse_env(read_utf8(path))
     except Wrong as error:
         raise SettingsFault(text("{file}: {fault}", file=str(path), fault=error.told)) from None
-    values, faults = parse_env(written, path.name)
-    known = {*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT}
-    # LANGUAGE is gettext's own variable too, as 'pt_BR:pt'.
-    values |= {
-        key: value
-        for key, value in environ.items()
-        if key in known and value and (key != "LANGUAGE" or value in LANGUAGES)
-    }
-    folder = path.parent  # not resolve(): on Windows that turns a mapped drive into its share, or fails
-    return parse_settings(values, folder, path.name, sends=sends, knows_host=knows_host, faults=faults)
+    own = {key: environ[key] for key in known_keys() if environ.get(key)}
+    if environ.get("LANGUAGE") not in LANGUAGES:  # gettext's own variable too, as 'pt_BR:pt'
+        own.pop("LANGUAGE", None)
+    values |= own
+    folder, name = path.parent, path.name  # resolve() fails on some of Windows' mapped drives
+    return parse_settings(values, folder, name, sends=sends, knows_host=knows_host, faults=faults)
 
 
-def parse_env(written: str, source: str) -> tuple[dict[str, str], list[Text]]:
-    """The values of a config.env by key, as python-dotenv reads them, and the faults of its lines."""
-    from dotenv.parser import parse_stream  # what dotenv_values(interpolate=False) reads with; it keeps the lines
+def parse_env(written: str) -> tuple[dict[str, str], list[Text]]:
+    """The values of a config.env by key, each line as python-dotenv reads it, and their faults."""
+    from dotenv.parser import parse_stream  # what dotenv_values(interpolate=False) reads with
 
     values: dict[str, str] = {}
-    faults: list[Text] = []
-    for binding in parse_stream(io.StringIO(written)):
-        original = binding.original.string
-        line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
-        named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=", original)
-        key = named.group(1) if named else ""  # a line without = may be half of a password: it is not quoted
-        fault = line_fault(original, binding)
-        if binding.key in values:
-            fault = fault or text("set twice")
-        elif binding.key and binding.value is not None:
-            values[binding.key] = binding.value
-        if fault and key:
-            fault = text("{key}: {fault}", key=key, fault=fault)
-        if fault:
-            faults.append(text("{file}: line {line}: {fault}", file=source, line=str(line), fault=fault))
+    faults = []
+    for number, line in enumerate(LINE_END.split(written), 1):
+        for binding in parse_stream(io.StringIO(line)):
+            fault = line_fault(line, binding)
+            if binding.key in values:
+                fault = text("{key}: set twice", key=binding.key)
+            elif binding.key and binding.value is not None:
+                values[binding.key] = binding.value
+            if fault:
+                faults.append(at_line(number, fault))
     return values, faults
 
 
-def line_fault(original: str, binding: Binding) -> Text | None:
-    """What is wrong with a line of config.env: original as it stands there, binding as dotenv took it; never quoted."""
-    key, value = binding.key or "", binding.value or ""
-    if binding.error and re.match(r"\s*(?:export\s+)?[\w.-]+\s*=\s*['\"]", original):
-        return text(
-            r"a quote inside the value ends it, or the last one is missing; inside single quotes write \' for one"
-        )
-    if binding.error or (key and binding.value is None):
+def line_fault(line: str, binding: Binding) -> Text | None:
+    """What is wrong with a line of config.env that dotenv took as binding; it is never quoted."""
+    named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=\s*(.*)", line)
+    key, written = named.groups() if named else ("", "")
+    if binding.error and written.startswith(("'", '"')):
+        told = "{key}: a quote inside the value ends it, or the last is missing; for one write \\'"
+        return text(told, key=key)
+    if binding.error or (binding.key and binding.value is None):
         return text("not of the form KEY=value")
-    if "\n" in value and "\n" in original.strip():
-        return text("its closing quote is missing on the same line")
-    if "PASS" in key and not value.isprintable():
-        return text("double quotes change what follows a backslash; put the value between single quotes")
-    if "PASS" in key and re.search(r"=\s*[^'\"\s][^\n]*\s#", original):
-        return text("what follows ' #' is a comment; put the value between single quotes")
+    is_share = written.startswith(r"'\\") and "PASS" not in key  # one backslash is left of two
+    if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
+        told = "{key}: these quotes change what follows a backslash; use others or none"
+        return text(told, key=key)
+    if "PASS" in key and re.match(r"[^'\"].*\s#", written):
+        told = "{key}: what follows ' #' is a comment; put the value between single quotes"
+        return text(told, key=key)
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Campaigns: queries/NN_campaign.sql -> Campaign; what is wrong with a file costs its own campaign only
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+# Campaigns: queries/NN_campaign.sql -> Campaign; a faulty file costs its own campaign only
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -1075,7 +1012,7 @@ class CsvFormat:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement of a file: its text, its first line, its words outside quotes and comments, in capitals."""
+    """One SQL statement; its words are those outside quotes and comments, in capitals."""
 
     text: str
     line: int
@@ -1084,7 +1021,7 @@ class Statement:
     @property
     def command(self) -> str:
         """Its first word, also inside brackets."""
-        return next((word for word in self.words if word != "("), "")
+        return next((word for word in self.words if word != "("), "(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1118,20 +1055,16 @@ class BrokenQuery:
 
     source: str  # the file's name
     name: str  # the campaign that it would feed, as far as can be told
-    faults: tuple[Text, ...]  # each with its line, and without the file's name
+    faults: tuple[Text, ...]  # without the file's name
 
     @property
     def told(self) -> tuple[Text, ...]:
         """Its faults, each with the file's name."""
-        return tuple(text("{file}: {fault}", file=self.source, fault=fault) for fault in self.faults)
+        file = self.source
+        return tuple(text("{file}: {fault}", file=file, fault=fault) for fault in self.faults)
 
 
-class QueryFault(SettingsFault):
-    """One query file is wrong; `broken` is what is known of it."""
-
-    def __init__(self, broken: BrokenQuery) -> None:
-        super().__init__(*broken.told)
-        self.broken = broken
+Query = Campaign | BrokenQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -1141,9 +1074,6 @@ class QueryFiles:
     campaigns: tuple[Campaign, ...]  # switched on and sound
     broken: tuple[BrokenQuery, ...] = ()
     notes: tuple[Text, ...] = ()  # what lies there and is not read, and why: a sentence each
-
-
-AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}  # no setting stands in for these
 
 
 def campaign_name(written: str) -> str:
@@ -1166,72 +1096,64 @@ def percent(written: str) -> int:
     found = re.fullmatch(r"([0-9]{1,2}|100)\s*%", written)
     if not found:
         raise Wrong(text("must be a percentage such as 70%"))
-    return int(found.group(1))
+    return int(found[1])
 
 
-class Directive(NamedTuple):
-    """A query file's own setting: how its value is read; what one looks like, where the key may be misspelt."""
-
-    parse: Callable[[str], Any]
-    looks: str  # a regular expression
-    is_guard: bool = False  # whose absence lets a wrong mailing out
-
-
-SWITCH = r"(yes|no|true|false|sim|n[aã]o|on|off|[01])$"
-TWO_NAMES = r"[^\s;,]+\s*([;,]\s*[^\s;,]+\s*)+$"
-A_PATH = r"/|\S+/\S*$"
-A_NUMBER = r"[0-9][0-9.,_]*\s*%?(\s+\S+)?$"
-A_TIME = r"[0-9]+\s*(s|sec\w*|seg\w*|min\w*)?$"
-A_SPAN = r"([a-z,\s-]*\s)?[0-9:]+\s*h?\s*(-|–|a|às|to)\s*[0-9]"
-A_DAY = r"(mon|tue|wed|thu|fri|sat|sun)(\w*day)?\b|(seg|ter|qua|qui|sex|s[aá]b|dom)(unda|ça|r?ta|nta|ado|ingo)?\b"
-
-# Those whose names are fields of Campaign with a default are handed on as they are; the others stand in for settings.
-DIRECTIVES = {
-    "campaign": Directive(campaign_name, r"\w*[_0-9]\w*$"),
-    "folder": Directive(remote_path, A_PATH),
-    "columns": Directive(names, TWO_NAMES),
-    "phones": Directive(names, TWO_NAMES),
-    "unique": Directive(names, TWO_NAMES),
-    "min_rows": Directive(whole_number(0, 100_000_000), A_NUMBER, is_guard=True),
-    "max_rows": Directive(whole_number(1, 100_000_000), A_NUMBER, is_guard=True),
-    "max_drop": Directive(percent, A_NUMBER, is_guard=True),
-    "hours": Directive(start_times, A_SPAN),
-    "days": Directive(weekdays, A_DAY),
-    "timeout": Directive(whole_number(1, 86400), A_TIME),
-    "delimiter": Directive(one_character, r"([^\w\s]|\\t|tab)$"),
-    "encoding": Directive(one_of(*ENCODINGS), r"(utf|cp[0-9]|latin|ansi|iso[0-9-]|windows)"),
-    "header": Directive(yes_no, SWITCH),
-    "newline": Directive(newline, r"(crlf|lf)$"),
-    "file_name": Directive(file_name_pattern, r".*(\{|%[dmyYHM]|\.csv$|\.txt$)"),
-    "read_only": Directive(yes_no, SWITCH),
-    "enabled": Directive(yes_no, SWITCH),
-    "pickup": Directive(whole_number(0, 3600), A_TIME),
-    "pickup_error_folder": Directive(remote_path, A_PATH),
+# A query file's own settings. Those whose names are fields of Campaign with a default are handed on
+# as they are; the others stand in for settings.
+DIRECTIVES: dict[str, Parser] = {
+    "campaign": campaign_name,
+    "folder": remote_path,
+    "columns": names,
+    "phones": names,
+    "unique": names,
+    "min_rows": whole_number(0, 100_000_000),
+    "max_rows": whole_number(1, 100_000_000),
+    "max_drop": percent,
+    "hours": start_times,
+    "days": weekdays,
+    "timeout": whole_number(1, 86400),
+    "delimiter": one_character,
+    "encoding": one_of(*ENCODINGS),
+    "header": yes_no,
+    "newline": newline,
+    "file_name": file_name_pattern,
+    "read_only": yes_no,
+    "enabled": yes_no,
+    "pickup": whole_number(0, 3600),
+    "pickup_error_folder": remote_path,
 }
+AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
+GUARDS = ("min_rows", "max_rows", "max_drop")  # without them a wrong mailing goes out
 
-# PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l). Its blanks are these six, and every character
-# beyond ASCII belongs to a word. Strings apart by a line end are one: also the second half of an E'…' has backslashes.
+
+# ----- Statements, after PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l)
+
+# Blanks are six, and every character beyond ASCII belongs to a word. Strings apart by a line end
+# are one: also the second half of an E'…' has backslashes.
+SPACE = r"[ \t\n\r\f\v]"
+ESCAPED = r"'(?:[^'\\]|\\.|'')*+'"
+APART = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
+TAG = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
 SQL_TOKEN = re.compile(
-    r"""(?P<space>[ \t\n\r\f\v]++)
+    rf"""(?P<space>{SPACE}++)
       | (?P<comment>--[^\n\r]*+)
       | (?P<block>/\*)
-      | (?P<quoted>[eE]'(?:[^'\\]|\\.|'')*+
-                   (?:'(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+'(?:[^'\\]|\\.|'')*+)*+
-                   (?P<end1>'|\Z)
-        | '(?:[^']|'')*+(?P<end2>'|\Z) | "(?:[^"]|"")*+(?P<end3>"|\Z))
-      | (?P<dollar>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?)\$
-                   .*? (?P<end4>\$(?P=tag)\$|\Z))
-      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+)
-      | (?P<number>[0-9][A-Za-z0-9_.\x80-\U0010ffff]*+)
-      | (?P<other>.)""",
+      | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
+        | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
+      | (?P<open>[eE]?['"]|\${TAG}\$|\\)
+      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+
+        | [0-9][A-Za-z0-9_.\x80-\U0010ffff]*+ | .)""",
     re.VERBOSE | re.DOTALL,
 )
-BLOCK_MARK = re.compile(r"/\*|\*/")
-LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
+
+
+BRACKETS = {"(": 1, ")": -1}
+ROUTINE = BRACKETS | {"CASE": 1, "END": -1}
 
 
 class Token(NamedTuple):
-    """A comment or a part of a statement: where it stands in the text, its first and its last line.
+    """A comment or a part of a statement: where it stands in the text, its first and last line.
 
     word is what it says in capitals: a string is '', a comment nothing.
     """
@@ -1246,157 +1168,123 @@ class Token(NamedTuple):
 def end_of_block_comment(sql: str, start: int) -> int:
     """Where the comment that begins at start ends; PostgreSQL's nest. -1 if it does not end."""
     depth = 0
-    for found in BLOCK_MARK.finditer(sql, start):
-        depth += 1 if found.group() == "/*" else -1
+    for found in re.compile(r"/\*|\*/").finditer(sql, start):
+        depth += 1 if found[0] == "/*" else -1
         if depth == 0:
             return found.end()
     return -1
 
 
-def line_ends(sql: str, begin: int, end: int) -> int:
-    """How many lines end there."""
-    return sql.count("\n", begin, end) + sql.count("\r", begin, end) - sql.count("\r\n", begin, end)
-
-
 def tokens(sql: str) -> Iterator[Token]:
     """The tokens of an SQL file, its comments among them. Every character is looked at once.
 
-    Raises Wrong with the line of a quote or comment that does not end, and of psql's backslash commands.
+    Raises Wrong with the line of a quote or comment that does not end, and of psql's commands.
     """
-    position, line = 0, 1
-    while position < len(sql):
-        found = SQL_TOKEN.match(sql, position)
-        assert found, "every character is a token"
-        begin, position, kind = position, found.end(), found.lastgroup
-        if found["block"]:
-            position = end_of_block_comment(sql, begin)
-        if position < 0:
-            raise Wrong(text("line {line}: this comment does not end", line=str(line)))
-        if "" in (found["end1"], found["end2"], found["end3"], found["end4"]):
-            raise Wrong(text("line {line}: this quote does not end", line=str(line)))
-        if found["other"] == "\\":
-            raise Wrong(text("line {line}: psql's backslash commands are not SQL; remove it", line=str(line)))
-        first, line = line, line + line_ends(sql, begin, position)
-        if kind in ("comment", "block"):
-            yield Token("", begin, position, first, line)
+    end, line = 0, 1
+    while found := SQL_TOKEN.match(sql, end):
+        begin, end, kind = found.start(), found.end(), found.lastgroup
+        if kind == "block":
+            end = end_of_block_comment(sql, begin)
+        if kind == "open" or end < 0:
+            raise Wrong(at_line(line, text("a quote or comment without end, or psql's backslash")))
+        first = line
+        line += sql.count("\n", begin, end) + sql.count("\r", begin, end)
+        line -= sql.count("\r\n", begin, end)
+        if kind == "word":
+            yield Token(found[0].upper(), begin, end, first, line)
         elif kind != "space":
-            yield Token(
-                (found["word"] or found["number"] or found["other"] or "''").upper(), begin, position, first, line
-            )
-
-
-class Nesting:
-    """Where in a statement a semicolon does not end it: in brackets (CREATE RULE), in a routine's BEGIN ATOMIC … END.
-
-    psql draws the same line (its psqlscan.l).
-    """
-
-    def __init__(self) -> None:
-        self.brackets: list[int] = []  # the line of each that is open
-        self.blocks = 0
-
-    def read(self, words: Sequence[str], line: int) -> None:
-        """Take in the last of the statement's words so far."""
-        word = words[-1]
-        if word == "(":
-            self.brackets.append(line)
-        elif word == ")" and self.brackets:
-            self.brackets.pop()
-        elif self.blocks:
-            self.blocks += {"CASE": 1, "END": -1}.get(word, 0)
-        elif word == "ATOMIC" and words[0] == "CREATE" and words[-2] == "BEGIN":
-            self.blocks = 1
-
-    @property
-    def open(self) -> bool:
-        return bool(self.brackets or self.blocks)
+            yield Token("''" if kind == "quoted" else "", begin, end, first, line)
 
 
 def split_statements(sql: str) -> list[Statement]:
     """The statements of an SQL file, without their semicolons; comments alone are none.
 
-    Raises Wrong with the line of whatever does not end.
+    A semicolon ends no statement inside brackets (CREATE RULE) nor in the BEGIN ATOMIC … END of a
+    routine: psql draws the same line (its psqlscan.l). Raises Wrong with the line of whatever does
+    not end.
     """
     statements: list[Statement] = []
     words: list[str] = []
-    start, line, nesting = 0, 0, Nesting()
+    begin, line, depth, steps = 0, 1, 0, BRACKETS
     for token in tokens(sql):
         if not token.word:
             continue
-        if token.word == ";" and not nesting.open:
+        if token.word == ";" and not depth:
             if words:
-                statements.append(Statement(sql[start : token.begin], line, tuple(words)))
-            words, nesting = [], Nesting()
+                statements.append(Statement(sql[begin : token.begin], line, tuple(words)))
+            words, steps = [], BRACKETS
             continue
         if not words:
-            start, line = token.begin, token.line
+            begin, line = token.begin, token.line
         words.append(token.word)
-        nesting.read(words, token.line)
-    if nesting.brackets:
-        raise Wrong(text("line {line}: this bracket is not closed", line=str(nesting.brackets[-1])))
+        if words[0] == "CREATE" and words[-2:] == ["BEGIN", "ATOMIC"]:
+            steps, depth = ROUTINE, 1
+        else:
+            depth = max(0, depth + steps.get(token.word, 0))
+    if depth:
+        raise Wrong(at_line(line, text("a bracket or BEGIN ATOMIC is not closed")))
     if words:
-        statements.append(Statement(sql[start:], line, tuple(words)))
+        statements.append(Statement(sql[begin:], line, tuple(words)))
     return statements
 
 
 def statement_faults(statements: Sequence[Statement]) -> list[Text]:
     """What keeps these statements from being a mailing query, each with its line."""
     if not statements:
-        return [text("no SQL statement; the last statement must be the SELECT of the mailing")]
-    faults = [fault for statement in statements if (fault := statement_fault(statement))]
-    last, first = statements[-1], statements[-1].command
-    writes = first in ("INSERT", "UPDATE", "DELETE", "MERGE")
-    if not faults and first not in ("SELECT", "WITH", "VALUES", "TABLE") and not (writes and "RETURNING" in last.words):
-        faults.append(
-            text(
-                "line {line}: {command}: the last statement must return the mailing's rows (SELECT …)",
-                line=str(last.line),
-                command=first or "(",
-            )
-        )
+        return [text("empty: no SQL statement; the last one must be the SELECT of the mailing")]
+    faults = []
+    for statement in statements:
+        if fault := statement_fault(statement, is_last=statement is statements[-1]):
+            faults.append(at_line(statement.line, fault))
     return faults
 
 
-def statement_fault(statement: Statement) -> Text | None:
-    """Why a statement has no place in a query file, with its line; None if it has."""
-    first, line = statement.command, str(statement.line)
-    ends = first in ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START") and "TO" not in statement.words[:4]
-    if ends or statement.words[:2] == ("PREPARE", "TRANSACTION"):
-        own = text("remove it; the program opens and ends the transaction itself")
-        return text("line {line}: {command}: {fault}", line=line, command=first, fault=own)
-    if first == "COPY":
-        own = text("remove it and leave the SELECT; the program copies the result itself")
-        return text("line {line}: {command}: {fault}", line=line, command=first, fault=own)
-    if first == "#":
-        return text("line {line}: a comment begins with --, not with #", line=line)
-    if not all(word.isprintable() for word in statement.words):
-        return text("line {line}: the SQL holds a character that cannot be seen; type the blanks anew", line=line)
+ENDS = ("COMMIT", "ROLLBACK", "END", "ABORT", "BEGIN", "START")
+READS = ("SELECT", "WITH", "VALUES", "TABLE")
+CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
+
+
+def statement_fault(statement: Statement, is_last: bool) -> Text | None:
+    """Why a statement has no place in a query file; None if it has."""
+    words, command = statement.words, statement.command
+    ends = command in ENDS and "TO" not in words[:4]
+    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
+        told = "{command}: remove it; the program opens and ends the transaction itself"
+        return text(told, command=command)
+    if command == "COPY":
+        return text("COPY: remove it and leave the SELECT; the program copies the result itself")
+    if not all(map(str.isprintable, words)):
+        return UNSEEN
+    returns = command in READS or (command in CHANGES and "RETURNING" in words)
+    if is_last and not returns:
+        told = "{command}: the last statement must return the mailing's rows (SELECT …)"
+        return text(told, command=command)
     return None
 
 
-# ----- Directives: the leading comments that are meant for the program, and those that look as if they were
+# ----- Directives: the leading comments that are meant for the program, and those that look so
 
 
-@dataclass(frozen=True, slots=True)
-class Comment:
-    """A line of a comment: its text, marks included. leads: no SQL stands above it. block: it stands between /* */."""
+class Comment(NamedTuple):
+    """A line of a comment, marks included."""
 
     text: str
     line: int
-    leads: bool
-    block: bool
+    leads: bool  # no SQL stands above it
+    block: bool  # it stands between /* */
 
 
 def comment_lines(sql: str) -> Iterator[Comment]:
-    """The comments that begin a line, above the SQL also those behind one another; up to whatever does not end."""
+    """The comments that begin a line, above the SQL also those behind one another."""
     leads, busy_line = True, 0  # the last line with SQL on it
-    with contextlib.suppress(Wrong):  # split_statements tells of it
+    with contextlib.suppress(Wrong):  # split_statements tells of what does not end
         for token in tokens(sql):
             if token.word:
                 leads, busy_line = False, token.last_line
             elif token.line > busy_line:
                 block = sql.startswith("/*", token.begin)
-                for number, line in enumerate(LINE_END.split(sql[token.begin : token.end]), token.line):
+                lines = LINE_END.split(sql[token.begin : token.end])
+                for number, line in enumerate(lines, token.line):
                     yield Comment(line, number, leads, block)
 
 
@@ -1404,122 +1292,99 @@ DIRECTIVE = re.compile(r"--\s*([A-Za-z_]+)\s*:(?!:)(.*)")
 
 
 def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
-    """The leading `-- key: value` lines of a query file, parsed; and what is wrong with them, each with its line."""
+    """The leading `-- key: value` lines of a query file, parsed, and what is wrong with them."""
     found: dict[str, Any] = {}
-    faults: list[Text] = []
+    faults = []
     for comment in comment_lines(sql):
-        written = DIRECTIVE.fullmatch(comment.text.rstrip())
-        key = written.group(1).lower() if written else ""
-        if not written or key not in DIRECTIVES or comment.block:
-            fault = meant_as_directive(comment, sql)
+        line = DIRECTIVE.fullmatch(comment.text.rstrip())
+        key, value = (line[1].lower(), line[2].strip()) if line else ("", "")
+        if comment.block or key not in DIRECTIVES:
+            fault = meant_as_directive(comment)
         elif not comment.leads:
-            fault = text("must stand above the first SQL line, or it has no effect")
+            fault = text("{key}: must stand above the first SQL line, or it has no effect", key=key)
         elif key in found:
-            fault = text("given twice")
+            fault = text("{key}: given twice", key=key)
         else:
-            found[key], fault = parse_directive(key, written.group(2).strip())
-        if fault and key in DIRECTIVES and not comment.block:
-            fault = text("{key}: {fault}", key=key, fault=fault)
+            found[key], wrong = attempt(DIRECTIVES[key], value)
+            fault = text("{key}: {fault}", key=key, fault=wrong) if wrong else None
         if fault:
-            faults.append(text("line {line}: {fault}", line=str(comment.line), fault=fault))
+            faults.append(at_line(comment.line, fault))
     return found, faults
 
 
-def parse_directive(key: str, value: str) -> tuple[Any, Text | None]:
-    """What a directive says, or what is wrong with it."""
-    if not value:
-        return None, text("has no value")
-    try:
-        return DIRECTIVES[key].parse(value), None
-    except Wrong as error:
-        return None, error.told
+def meant_as_directive(comment: Comment) -> Text | None:
+    """What to say of a comment that was meant to have an effect; None of an ordinary one.
 
-
-# A comment that somebody may have meant as a directive: a key or what is one typing error away from it, and behind it
-# what looks like a value of it. Both, since '-- File name: x.sql' or '-- Phone: 3333-4444' are good comments.
-KEY_AND_VALUE = [
-    re.compile(
-        rf"[\W_]*(?P<key>[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}})[\"'`\])}}*_.]*\s*"
-        r"(?P<separator>(?:[:：︓﹕꞉∶=>–—-]\s*)*)(?P<value>.*)"
-    )
-    for blanks in range(4)
-]
-
-
-def meant_as_directive(comment: Comment, sql: str) -> Text | None:
-    """What to say of a comment that has no effect and was meant to have one; None of an ordinary comment."""
-    bare = "".join(letter if letter.isprintable() else " " for letter in comment.text)
-    bare = bare.removesuffix("*/").rstrip() if comment.block else bare.rstrip()
-    for pattern in KEY_AND_VALUE:
-        found = pattern.fullmatch(bare)
-        if not found or found["separator"].startswith("::"):
-            continue
-        written = re.sub(r"[\s._-]+", "_", found["key"].lower())
-        key = near_key(written)
-        if key and is_meant(comment, key, found["separator"].strip(), found["value"], written, sql):
-            return text("{written}: has no effect so; write '-- {key}: …'", written=found["key"], key=key)
+    Its first words are then a key, or one typing error away from it.
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in comment.text)
+    line = unicodedata.normalize("NFKC", line.removesuffix("*/")).rstrip()
+    for blanks in range(4):
+        words = rf"[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}}"
+        found = re.fullmatch(rf"[\W_]*({words})[\"'`\])}}*_.]*\s*((?:[:=>–—-]\s*)*)(.*)", line)
+        if found and not found[2].startswith("::"):
+            key = near_key(re.sub(r"[\s._-]+", "_", found[1].lower()))
+            if key and is_meant(key, found[1], found[2], found[3], comment.leads):
+                told = "{written}: has no effect so; write '-- {key}: …'"
+                return text(told, written=found[1], key=key)
     return None
 
 
 @functools.lru_cache(maxsize=1000)
 def near_key(written: str) -> str | None:
     """The directive that written is, or is one typing error away from."""
-    return next((key for key in (written, *DIRECTIVES) if key in DIRECTIVES and one_error_apart(written, key)), None)
+    if written in DIRECTIVES:
+        return written
+    return next((key for key in DIRECTIVES if one_error_apart(written, key)), None)
 
 
 def one_error_apart(one: str, other: str) -> bool:
-    """Whether two words are the same but for a letter too many, missing, wrong, or two that changed places."""
-    if abs(len(one) - len(other)) > 1:
-        return False
+    """Whether two words differ by a letter too many, missing, wrong, or two that changed places."""
     while one and one[:1] == other[:1]:
         one, other = one[1:], other[1:]
     swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
-    return one[1:] == other[1:] or one[1:] == other or one == other[1:] or swapped
+    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
 
 
-def is_meant(comment: Comment, key: str, separator: str, value: str, written: str, sql: str) -> bool:
-    """Whether a comment whose first words are (nearly) key was meant as a directive."""
-    looks = bool(re.match(DIRECTIVES[key].looks, value, re.IGNORECASE))
-    if key in ("columns", "phones", "unique"):
-        listed = looks and (separator != "" or ";" in value)
-        columns = (name.upper() for name in re.split(r"\s*[;,]\s*", value) if re.fullmatch(r"\w+", name))
-        looks = listed or any(column in words_of(sql) for column in columns)
-    if not comment.leads:
-        return DIRECTIVES[key].is_guard and looks and separator != ""
-    if not separator:  # plain words: only what can hardly be anything else
-        return looks and (written == key or "_" in key)
-    return looks or (DIRECTIVES[key].is_guard and separator[0] not in "-–—")
+def is_meant(key: str, written: str, separator: str, value: str, leads: bool) -> bool:
+    """Whether a comment that begins with (nearly) that key was meant as a directive, or is prose.
 
-
-@functools.lru_cache(maxsize=1)
-def words_of(sql: str) -> frozenset[str]:
-    """The words of a file's SQL in capitals, up to whatever does not end."""
-    words: set[str] = set()
-    with contextlib.suppress(Wrong):
-        words.update(token.word for token in tokens(sql))
-    return frozenset(words)
+    A guard is told whatever its value, another only if the value can be read or the key is right.
+    """
+    exact, assigned = written.lower() == key, re.search("[:=]", separator) is not None
+    if key in GUARDS:
+        return value[:1].isdigit() or (leads and assigned)
+    if not leads:
+        return False
+    if key == "hours" and re.match(r"\d\d?[h:]", value):  # 9h-18h: else people are called at the wrong time
+        return True
+    readable = attempt(DIRECTIVES[key], value)[1] is None
+    if assigned:
+        return readable or exact
+    return readable and exact and re.match(r"\S*[;_/\d]", value) is not None
 
 
 # ----- Files
 
 
-def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
-    """A query file as a Campaign; source is its file name. Raises QueryFault with every fault and its line."""
+def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
+    """A query file as a Campaign, or every fault of it; source is its file name."""
     given, faults = parse_directives(sql)
     name = given.get("campaign") or name_in(source)
+    file_name = given.get("file_name") or settings.file_name
     hours = campaign_hours(given, settings)
-    faults += name_faults(name, given.get("file_name") or settings.file_name)
-    faults += [text("hours: {fault}", fault=idle)] if (idle := idle_campaign_hours(hours, given)) else []
+    statements, unsplit = attempt(split_statements, sql)
+    faults += name_faults(name, file_name)
+    if hours.idle and (given.keys() >= {"days", "hours"} or not hours.told()):
+        faults.append(text("hours: {fault}", fault=idle_fault(hours)))
     faults += column_faults(given)
-    try:
-        statements = split_statements(sql)
-        faults += statement_faults(statements)
-    except Wrong as error:
-        faults.append(error.told)
-    faults = unreadable(sql) or faults
-    if faults:
-        raise QueryFault(BrokenQuery(source, fed_name(given.get("campaign"), source), tuple(faults)))
+    faults += [unsplit] if unsplit else statement_faults(statements or [])
+    if faults or not statements:
+        return BrokenQuery(source, name, tuple(faults))
 
+    csv = {}
+    for key in ("delimiter", "encoding", "header", "newline"):
+        csv[key] = given.get(key, getattr(settings, f"csv_{key}"))
     return Campaign(
         name=name,
         source=source,
@@ -1528,59 +1393,38 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Campaign:
         folder=settings.sftp_base_dir / given.get("folder", name),
         hours=hours,
         timeout_s=given.get("timeout", settings.query_timeout_seconds),
-        csv=CsvFormat(
-            given.get("delimiter", settings.csv_delimiter),
-            given.get("encoding", settings.csv_encoding),
-            given.get("header", settings.csv_header),
-            given.get("newline", settings.csv_newline),
-        ),
-        file_name=given.get("file_name", settings.file_name),
+        csv=CsvFormat(**csv),
+        file_name=file_name,
         pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
         **{key: value for key, value in given.items() if key in AS_GIVEN},
     )
 
 
-def unreadable(sql: str) -> list[Text]:
-    """What makes a file one that no line of can be trusted; nothing else is told of it then."""
-    if not sql.strip():
-        return [text("the file is empty; its last statement must be the SELECT of the mailing")]
-    if "\0" in sql:
-        line = str(line_ends(sql, 0, sql.index("\0")) + 1)
-        return [text("line {line}: a NUL character; save the file as UTF-8 in the editor", line=line)]
-    if "\r" in sql and "\n" not in sql:
-        return [text("its lines end in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends")]
-    return []
+def name_in(source: str) -> str:
+    """The campaign that a file's name tells."""
+    return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
 
 
 def name_faults(name: str, file_name: str) -> list[Text]:
     """What is wrong with the campaign's name, and with the file name that it gives."""
     faults = []
-    try:
-        campaign_name(name)
-    except Wrong as error:
-        faults.append(
-            text(
-                "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'",
-                name=name,
-                fault=error.told,
-            )
-        )
-    try:
-        file_name_pattern(file_name, name)
-    except Wrong as error:
-        faults.append(text("its file name {fault}", fault=error.told))
+    if fault := attempt(campaign_name, name)[1]:
+        told = "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'"
+        faults.append(text(told, name=name, fault=fault))
+    if fault := attempt(file_name_pattern, file_name, name)[1]:
+        faults.append(text("its file name {fault}", fault=fault))
     return faults
 
 
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
-    columns = given.get("columns") or ()
-    return [
-        text("{key}: {column} is not one of columns:", key=key, column=column)
-        for key in ("phones", "unique")
-        for column in given.get(key) or ()
-        if columns and column not in columns
-    ]
+    faults = []
+    for key in ("phones", "unique") if given.get("columns") else ():
+        for column in given.get(key) or ():
+            if column not in given["columns"]:
+                told = "{key}: {column} is not one of columns:"
+                faults.append(text(told, key=key, column=column))
+    return faults
 
 
 def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
@@ -1590,176 +1434,126 @@ def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
     return Hours(days or settings.run_days, starts or settings.run_hours, settings.holidays, keys)
 
 
-def idle_campaign_hours(hours: Hours, given: Mapping[str, Any]) -> Text | None:
-    """As idle_hours; but RUN_DAYS may leave out a day that a campaign has hours for, and RUN_HOURS know more days."""
-    idle = idle_hours(hours)
-    return idle if not hours.weekdays or (given.get("days") and given.get("hours")) else None
-
-
-# How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy. In this order: the first that fits decides.
-COPIES = (
-    r"(?i)(?:c(?:o\u0301?|ó)pia de|copy of) (.+)",
-    r"(?i)(.+?)(?: ?- ?| )(?:c(?:o\u0301?|ó)pia|copy)(?: ?\(?\d+\)?)?",
-    r"(.+?) ?\([^()]*\)",
-    r"(.+?) \d+",
-    r"(.+?)-[A-Z0-9]+(?:-[A-Z0-9]+)*",
+# How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy, also a copy's copy.
+COPY = re.compile(
+    r"(?:[Cc][oó]pia de |[Cc]opy of )?(.+?)"
+    r"(?:[ -]+(?:[Cc][oó]pia|[Cc]opy)| ?\([^()]*\)| \d+|-[A-Z0-9]+)*"
 )
 
 
 def original_of(stem: str) -> str:
     """The name that a copy was made from, as its own tells; stem itself if it is no copy's."""
-    for pattern in COPIES:
-        if found := re.fullmatch(pattern, stem):
-            return original_of(found.group(1))
-    return stem
+    found = COPY.fullmatch(unicodedata.normalize("NFC", stem))
+    return found[1] if found else stem
 
 
-def name_in(source: str) -> str:
-    """The campaign that a file's name tells."""
-    return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
+QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def is_query_name(name: str) -> bool:
-    """Whether a file of that name is read: in small letters, except on Windows."""
-    return (name.lower() if os.name == "nt" else name).endswith(".sql")
-
-
-def why_not_read(path: Path, names: Collection[str]) -> Text | None:
-    """Why a file that looks like a query is not read; None if it is, or does not look like one. names: all of them."""
-    name, original = path.name, original_of(path.stem) + path.suffix
-    if not re.match(r"\d+_", name) and ".sql" not in name.lower():
-        return None
-    if name.startswith((".", "~", "#")):
-        return text("its name begins with {sign}", sign=name[0])
-    if not is_query_name(name):
-        return text("only files whose name ends in .sql are, in small letters; rename it if it is a query")
+def why_not_read(path: Path, present: Collection[str]) -> Text | None:
+    """Why a file that looks like a query is not read; None if it is. present: the files' names."""
+    if not QUERY_NAME.fullmatch(path.name):
+        return text("its name must begin with a letter or digit and end in .sql, in small letters")
     if path.is_dir():
         return text("it is a folder")
-    if original != name and original in names:
-        return text("it looks like a copy of {original}; delete it, or give it a name of its own", original=original)
+    original = original_of(path.stem) + path.suffix
+    if original != path.name and original in present:
+        told = "it looks like a copy of {original}; delete it, or give it a name of its own"
+        return text(told, original=original)
     return None
 
 
-def read_query(path: Path, source: str, settings: Settings) -> Campaign | None:
-    """The campaign of a query file; None if its own line switches it off. Raises QueryFault."""
-    data, sql, fault = b"", "", None
+def read_query(path: Path, source: str, settings: Settings) -> Query | None:
+    """What a query file holds; None if its own line switches it off."""
     try:
-        data = path.read_bytes()
-        sql = decoded(data)
-    except OSError as error:
-        fault = text("cannot be read: {why}", why=error.strerror)
+        sql = read_utf8(path)
     except Wrong as error:
-        fault, sql = error.told, data.decode("latin-1")  # enough for its directives
+        return BrokenQuery(source, name_in(source), (error.told,))
     given, _ = parse_directives(sql)
-    if given.get("enabled") is False:
-        return None
-    if fault:
-        raise QueryFault(BrokenQuery(source, fed_name(given.get("campaign"), source), (fault,)))
-    return parse_campaign(source, sql, settings)
-
-
-def fed_name(given: str | None, source: str) -> str:
-    """The campaign that a broken file would feed: the given one, that of its name, of its original, or that name."""
-    stem = name_in(source)
-    original = original_of(stem)
-    return given or (original if re.fullmatch(r"[a-z0-9_]+", original) else stem)
+    return None if given.get("enabled") is False else parse_campaign(source, sql, settings)
 
 
 def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
-    """What lies in the folder of the query files. Raises SettingsFault if not one of them can be used."""
-    campaigns: list[Campaign] = []
-    broken: list[BrokenQuery] = []
+    """What lies in the folder of the query files. Raises SettingsFault if nothing can be used."""
+    queries: list[Query] = []
     notes: list[Text] = []
-    paths = files_in(folder)
-    names = {path.name for path in paths}
+    paths = query_paths(folder)
+    present = {path.name for path in paths}
     for path in paths:
         source = "".join(letter if letter.isprintable() else "?" for letter in path.name)
-        why = why_not_read(path, names)
-        if not why and is_query_name(path.name):
-            try:
-                campaign = read_query(path, source, settings)
-            except QueryFault as fault:
-                broken.append(fault.broken)
-                continue
-            campaigns += [campaign] if campaign else []
-            why = None if campaign else text("its line 'enabled: no' switches it off")
-        if why:
+        why = why_not_read(path, present)
+        if query := None if why else read_query(path, source, settings):
+            queries.append(query)
+        else:
+            why = why or text("its line 'enabled: no' switches it off")
             notes.append(text("{file} is not read: {why}", file=source, why=why))
-    campaigns, broken = without_clashes(campaigns, broken, settings.sftp_staging_dir)
+    campaigns, broken = without_clashes(queries, settings.sftp_staging_dir)
     if not campaigns:
-        nothing = text(
-            "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)", folder=str(folder)
-        )
-        raise SettingsFault(nothing, *(told for query in broken for told in query.told), *notes)
+        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
+        faults = [fault for query in broken for fault in query.told]
+        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
     return QueryFiles(tuple(campaigns), tuple(broken), tuple(notes))
 
 
-def files_in(folder: Path) -> list[Path]:
-    """What lies in folder, in the order of the names. Raises SettingsFault if it cannot be read."""
+def query_paths(folder: Path) -> list[Path]:
+    """What looks like a query file, in the order of the names. Raises SettingsFault."""
     try:
-        return sorted(folder.iterdir(), key=lambda path: path.name)
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
-        told = text("{folder}: cannot be read: {why} (QUERIES_DIR)", folder=str(folder), why=error.strerror)
-        raise SettingsFault(told) from None
+        told = "{folder}: cannot be read: {why} (QUERIES_DIR)"
+        raise SettingsFault(text(told, folder=str(folder), why=error.strerror)) from None
+    return [path for path in paths if re.search(r"(?i)^\d+_|\.sql", path.name)]
 
 
 def without_clashes(
-    campaigns: Sequence[Campaign], broken: Sequence[BrokenQuery], staging: PurePosixPath | None
+    queries: Sequence[Query], staging: PurePosixPath | None
 ) -> tuple[list[Campaign], list[BrokenQuery]]:
-    """The campaigns that share name and folder with no other, and the broken files with the rest among them.
+    """The campaigns that share name and folder with no other, and all that is broken.
 
     Both sides are at fault: which of them was meant, nobody knows.
     """
-    faults = clashes(campaigns, broken, staging)
-    sound = [campaign for campaign in campaigns if campaign.source not in faults]
-    found = [BrokenQuery(c.source, c.name, tuple(faults[c.source])) for c in campaigns if c.source in faults]
-    found += [dataclass_replace(b, faults=(*b.faults, *faults.get(b.source, ()))) for b in broken]
-    return sound, sorted(found, key=lambda query: query.source)
-
-
-def clashes(
-    campaigns: Sequence[Campaign], broken: Sequence[BrokenQuery], staging: PurePosixPath | None
-) -> dict[str, list[Text]]:
-    """What files have in common that each needs for itself, by file: names, drop folders, the staging folder."""
-    names = [(campaign.name, campaign.source) for campaign in campaigns]
-    names += [(query.name, query.source) for query in broken]
-    folders = [(str(campaign.folder), campaign.source) for campaign in campaigns]
-    folders += [(str(staging), "SFTP_STAGING_DIR")] if staging else []
-    faults: dict[str, list[Text]] = {}
-    for source, name, others in shared(names):
-        told = text("the name {name} is used by {others} too; each needs its own", name=name, others=others)
-        faults.setdefault(source, []).append(told)
-    for source, folder, others in shared(folders):
-        told = text("the folder {folder} is used by {others} too; each needs its own", folder=folder, others=others)
-        faults.setdefault(source, []).append(told)
-    return faults
-
-
-def shared(uses: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[str]]]:
-    """Of (value, user) pairs: each user whose value has others, with the value and those others.
-
-    Without regard to capitals: some SFTP servers (Windows) take /Entrada and /entrada for one folder.
-    """
     users: dict[str, list[str]] = {}
-    for value, user in uses:
-        users.setdefault(value.lower(), []).append(user)
-    for value, user in uses:
-        if others := [other for other in users[value.lower()] if other != user]:
-            yield user, value, others
+    if staging:
+        users[f"folder {staging}".lower()] = ["SFTP_STAGING_DIR"]
+    for query in queries:
+        for key in own_things(query):
+            users.setdefault(key, []).append(query.source)
+    campaigns, broken = [], []
+    for query in queries:
+        faults = query.faults if isinstance(query, BrokenQuery) else ()
+        for key, what in own_things(query).items():
+            if others := [user for user in users[key] if user != query.source]:
+                told = "{what} is used by {others} too; each needs its own"
+                faults += (text(told, what=what, others=others),)
+        if faults:
+            broken.append(BrokenQuery(query.source, query.name, faults))
+        elif isinstance(query, Campaign):
+            campaigns.append(query)
+    return campaigns, broken
+
+
+def own_things(query: Query) -> dict[str, Text]:
+    """What a campaign shares with no other, by a key to compare it.
+
+    Without regard to capitals: some servers (Windows) take /Entrada and /entrada for one folder.
+    """
+    things = {f"name {query.name}".lower(): text("the name {name}", name=query.name)}
+    if isinstance(query, Campaign):
+        things[f"folder {query.folder}".lower()] = text("the folder {path}", path=query.folder)
+    return things
 
 
 def choose(files: QueryFiles, only: Sequence[str]) -> QueryFiles:
-    """The query files of the campaigns that --only names, or all. Raises UsageFault for an unknown name."""
-    known = [campaign.name for campaign in files.campaigns]
-    known += [query.name for query in files.broken if query.name not in known]
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        told = text("--only {unknown}: no such campaign; known: {known}", unknown=unknown, known=known)
-        raise UsageFault(told)
+    """The query files of the campaigns that --only names, or all. Raises UsageFault."""
+    known = [query.name for query in files.campaigns] + [query.name for query in files.broken]
+    if unknown := [name for name in only if name not in known]:
+        told = "--only {unknown}: no such campaign; known: {known}"
+        raise UsageFault(text(told, unknown=unknown, known=known))
     if not only:
         return files
     campaigns = tuple(campaign for campaign in files.campaigns if campaign.name in only)
-    return QueryFiles(campaigns, tuple(query for query in files.broken if query.name in only), files.notes)
+    broken = tuple(query for query in files.broken if query.name in only)
+    return QueryFiles(campaigns, broken, files.notes)
 
 
 def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
@@ -1774,9 +1568,9 @@ def rejected_name(name: str) -> str:
 
 def free_file_name(name: str, used: Callable[[str], bool]) -> str:
     """name, or name-2, name-3 … before the extension: the first that was never used."""
-    stem, dot, extension = name.rpartition(".") if "." in name else (name, "", "")
-    candidates = (name if n == 1 else f"{stem}-{n}{dot}{extension}" for n in range(1, 10_000))
-    return next(candidate for candidate in candidates if not used(candidate))
+    path = PurePosixPath(name)
+    numbered = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if not used(free))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1914,11 +1708,16 @@ class PastRun:
     hint: str
     pc: str = ""
     changed: str
+    campaign: ClassVar = ""  # what it has in common with a mailing, for those who tell of both
 
     @property
     def is_trouble(self) -> bool:
         """Whether the whole run failed before its campaigns could."""
         return not self.started
+
+    @property
+    def state(self) -> State:
+        return State.FAILED if self.is_trouble else State.DELIVERED
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2356,7 +2155,8 @@ class SharedLedger(Ledger):
             except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
                 if self._session:
                     self._session.close()
-                tries = connect_error(str(error), self.where).tries  # a wrong password stays wrong
+                names = [value for key, value in self.settings.ledger.items() if key in ("user", "dbname")]
+                tries = connect_error(str(error), self.where, names=names).tries  # a wrong password stays wrong
                 raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
@@ -2416,7 +2216,7 @@ def as_column(value: Any) -> Any:
 def stored(mailing: Mailing) -> dict[str, Any]:
     """A mailing's fields but its number, as the ledger takes them."""
     named = [item.name for item in fields(Mailing) if item.name != "id" and not item.metadata]
-    return {name: getattr(mailing, name) for name in named}
+    return {name: as_column(getattr(mailing, name)) for name in named}
 
 
 def mailing_of(row: Mapping[str, Any]) -> Mailing:
@@ -2494,9 +2294,9 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
 
 
 class Pool(Generic[T]):
-    """Sessions or channels for threads: a free one, a new one or, where the server grants no more, one that comes back.
+    """Sessions or channels for threads: a free one, a new one, or the next to come back.
 
-    Scarce is not down: a server that refuses one more while others are in use is used with those it has.
+    Scarce is not down: a server that refuses one more while others are in use is used with those.
     """
 
     def __init__(self, stop: Stop, what: Text) -> None:
@@ -2507,7 +2307,7 @@ class Pool(Generic[T]):
         self._most = 64  # what the server grants, as far as we know
 
     def take(self, make: Callable[[], T]) -> T:
-        """One for this thread alone, until it gives it back. Raises what make raises when none is there at all."""
+        """One for this thread alone, until given back. Raises what make raises if none is there at all."""
         while True:
             with self.changed:
                 while not self._free and self.made >= self._most:
@@ -2518,16 +2318,13 @@ class Pool(Generic[T]):
                 self.made += 1
             try:
                 return make()
-            except PipelineError as error:
+            except BaseException as error:
                 self._uncount()
-                if not error.scarce or not self.made:
+                if not (isinstance(error, PipelineError) and error.scarce and self.made):
                     raise
                 self._most = self.made
                 template = "the server grants no more than {count} {what}, mailings take turns: {reason}"
                 log.warning(text(template, count=self.made, what=self.what, reason=error.message))
-            except BaseException:
-                self._uncount()
-                raise
 
     def give_back(self, item: T, sound: bool) -> None:
         """For the next one; what is not sound is forgotten."""
@@ -2551,8 +2348,8 @@ class Pool(Generic[T]):
 
 
 CANCEL_TIMEOUT_S = 3
-LOCK_TIMEOUT_S = 30  # a mailing must not queue behind someone's ALTER TABLE until its statement_timeout
-GRACE_S = 15  # what a server may take beyond statement_timeout to say so, before it counts as frozen
+LOCK_TIMEOUT_S = 30  # no mailing queues behind someone's ALTER TABLE until its statement_timeout
+GRACE_S = 15  # what a server may take beyond statement_timeout to say so: then it counts as frozen
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
 PROBE_TIMEOUT_S = 3
 
@@ -2562,6 +2359,8 @@ CHECK_NETWORK = text("check PGHOST, PGPORT and the network; is PostgreSQL runnin
 CHECK_LOGIN = text("check PGUSER and PGPASSWORD (or .pgpass)")
 WRITES_HINT = text("the query writes; if it must (temp tables), add '-- read_only: no'")
 CHECK_SETTINGS = text("check the PG… settings in config.env")
+CHECK_IDENTITY = text("check PGUSER, PGPASSWORD and PGDATABASE")
+CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
 NAME_UNKNOWN = text("this name is unknown")
@@ -2570,9 +2369,9 @@ PASSWORD_WRONG = text("the password or the user is wrong")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by exception class.
+    """A row of the tables that classify foreign errors: by text or SQLSTATE, for SFTP also by class.
 
-    says: words of our own for what people meet every week; None: the server's or the library's words.
+    says: words of our own for what people meet every week; None: the server's or library's words.
     """
 
     pattern: str
@@ -2584,15 +2383,28 @@ class Rule:
     lost: bool = False  # the connection is of no use any more
 
 
-# While connecting libpq gives no SQLSTATE, and the text is in the server's language: English and Portuguese
-# here. What no rule knows is worth another try: reset, too many connections, starting up, shutting down.
+# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet.
+# Pgpool-II says so where TLS is asked for.
+SCARCE = Rule(
+    r"too many|connection limit|max_client_conn|response during SSL"
+    r"|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
+    AGAIN,
+    LATER,
+)
+# While connecting libpq gives no SQLSTATE. What no rule knows is worth another try (reset, starting
+# up, shutting down), but for what `refuses_login`.
 CONNECT_RULES = (
+    SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
-    Rule(r'(database|banco de dados) ".*" (does not exist|não existe)', NEVER, text("check PGDATABASE")),
-    Rule(r'role ".*" (does not exist|não existe)|not permitted to log in', NEVER, text("check PGUSER")),
     Rule(r"pg_hba", NEVER, text("ask the database administrator to let this PC in (pg_hba.conf)")),
     Rule(
-        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)|definition of service",
+        r"unsupported startup parameter",
+        NEVER,
+        text("take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"),
+    ),
+    Rule(
+        r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
+        r"|definition of service|codec not available",
         NEVER,
         CHECK_SETTINGS,
     ),
@@ -2601,17 +2413,23 @@ CONNECT_RULES = (
     Rule(r"timeout expired|timed out|10060", AGAIN, CHECK_NETWORK, TIMED_OUT),
     Rule(r"", AGAIN, CHECK_NETWORK),
 )
+LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last takes the rest.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits all.
 SQLSTATE_RULES = (
-    Rule(r"28...|3D000", NEVER, text("check PGUSER, PGPASSWORD and PGDATABASE"), wide=True),
-    Rule(r"08(000|001|003|006)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
+    Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
+    Rule(r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
     Rule(r"55P03", AGAIN, text("another session locks a table of this query; ask who changes it at this hour")),
     Rule(r"57014", ONCE_MORE, text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")),
     Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
     Rule(r"25006", NEVER, WRITES_HINT),
     Rule(r"42501", NEVER, text("ask for SELECT on that table for this PGUSER")),
     Rule(r"42...|0A...", NEVER, text("correct the query; --check tries it without sending")),
+    Rule(
+        r"22021",
+        NEVER,
+        text("the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"),
+    ),
     Rule(r"22...", NEVER, text("a value does not fit; run the query in an SQL tool (values are not logged)")),
     Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
 )
@@ -2622,30 +2440,35 @@ LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
   WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
   ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
 
-# A server, a role or a pooler that has no session left, in libpq's words or PostgreSQL's.
-SCARCE = re.compile(r"too many|connection limit|connection slots|max_client_conn|muitas conexões|demais", re.IGNORECASE)
-
-# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only the
-# name of their class is told. Those of the second list quote one too when they come from inside a function
-# or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text is told.
+# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only
+# the name of their class is told. Those of the second list quote one too when they come from inside a
+# function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text
+# is told.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
 
-def connect_error(told: str, where: str, hidden: Iterable[str] = ()) -> DatabaseError:
-    """What libpq said while connecting to `where`, classified."""
+def refuses_login(told: str, names: Iterable[str]) -> bool:
+    """Whether the server itself speaks, and of our user or our database: the login is wrong.
+
+    PostgreSQL quotes them in every language, and in no message about something that passes but SCARCE.
+    Two blanks stand behind its word for FATAL, and in none of libpq's own messages.
+    """
+    quote = r"[\"'«»“”„‘’‚「」\ufffd]"
+    own = "|".join(map(re.escape, names))
+    return bool(re.search(rf":  .*{quote}\s?({own})\s?{quote}", told))
+
+
+def connect_error(told: str, where: str, hidden: Iterable[str] = (), names: Iterable[str] = ()) -> DatabaseError:
+    """What was said while connecting to `where`, classified. names: our user and our database."""
     rule = next(rule for rule in CONNECT_RULES if re.search(rule.pattern, told, re.IGNORECASE))
+    if rule.tries == AGAIN and rule is not SCARCE and refuses_login(told, names):
+        rule = LOGIN_REFUSED
     reason = rule.says or foreign(told, hidden)
     message = text("database at {where}: {reason}", where=where, reason=reason)
     error = DatabaseError(message, rule.hint, tries=rule.tries, wide=True)
-    error.scarce = bool(SCARCE.search(told))
+    error.scarce = rule is SCARCE
     return error
-
-
-def lost_in(where: Text | str) -> DatabaseError:
-    """The connection broke in the middle of a query."""
-    message = text("{where}: the connection to the database was lost", where=where)
-    return DatabaseError(message, text("check the network, and whether PostgreSQL was restarted"), tries=AGAIN)
 
 
 def place_in(source: str, line: int) -> Text | str:
@@ -2661,15 +2484,17 @@ def quotes_only(told: str, sql: str) -> bool:
 def query_error(
     sqlstate: str, told: str, where: Text | str, own: bool, inside: bool, hidden: Iterable[str] = ()
 ) -> DatabaseError:
-    """An error of the server inside a query file, classified; without a SQLSTATE the connection was lost.
+    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
 
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text and
-    whose code are anybody's: it may quote a row, or mean another server.
+    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text
+    and whose code are anybody's: it may quote a row, or mean another server.
     """
     from psycopg import errors
 
     if not sqlstate:
-        return lost_in(where)
+        message = text("{where}: the connection to the database was lost", where=where)
+        hint = text("check the network, and whether PostgreSQL was restarted")
+        return DatabaseError(message, hint, tries=AGAIN)
     rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
     group = sqlstate[:2]
     if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
@@ -2677,7 +2502,8 @@ def query_error(
             told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
         except KeyError:
             told = "error"
-    message = text("{where}: {reason} ({code})", where=where, reason=foreign(told, hidden), code=sqlstate)
+    reason = foreign(told, hidden)
+    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=sqlstate)
     return DatabaseError(message, rule.hint, tries=rule.tries, wide=rule.wide and not inside)
 
 
@@ -2692,10 +2518,10 @@ def greeting(host: str, port: int, question: bytes = b"") -> bytes:
 
 @functools.cache
 def bounded_connection() -> type[psycopg.Connection[Any]]:
-    """psycopg's Connection, whose every wait looks at `look` each time that psycopg comes round (every 0.1 s).
+    """psycopg's Connection; each time that psycopg comes round in a wait (every 0.1 s) it calls `look`.
 
-    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread wakes
-    nobody: this ends any wait, on every system, while execute and copy are used as everybody uses them.
+    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread
+    wakes nobody: this ends any wait, on every system, and execute and copy are used as by everybody.
     """
     import psycopg
 
@@ -2718,16 +2544,22 @@ def bounded_connection() -> type[psycopg.Connection[Any]]:
     return BoundedConnection
 
 
-class Session:
-    """A connection inside a campaign's transaction. After any error it must be closed, not used again."""
+READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-    def __init__(self, connection: psycopg.Connection[Any], stop: Stop, hidden: Iterable[str]) -> None:
-        self.connection, self.stop, self.hidden = connection, stop, hidden
-        self.source, self.timeout_s, self._limit_s = "", 30, 0.0
+
+class Session:
+    """A connection inside a campaign's transaction. After any error it must be closed, not reused."""
+
+    def __init__(self, connection: psycopg.Connection[Any], stop: Stop, settings: Settings) -> None:
+        self.connection, self.stop, self.hidden = connection, stop, settings.secrets
+        self.patience_s = settings.connect_timeout_seconds
+        self.source, self.timeout_s, self._limit_s = "", self.patience_s, 0.0
+        self._is_proven = False
+        self.encoding = (connection.pgconn.parameter_status(b"client_encoding") or b"UTF8").decode()
         connection.look = self._look  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close the connection; a query that is under way is cancelled, or the server would go on with it."""
+        """Close the connection; a query under way is cancelled, or the server would go on with it."""
         import psycopg
 
         if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
@@ -2735,56 +2567,115 @@ class Session:
                 self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
         self.connection.close()
 
+    def enter(self, begin: str) -> None:
+        """BEGIN. A pooler that has no connection free lets it wait, or breaks it off: scarce."""
+        self.timeout_s = self.patience_s
+        try:
+            self.run(begin)
+        except DatabaseError as error:
+            if error.tries != NEVER:
+                error.tries, error.scarce = AGAIN, True
+            raise
+
     def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction. BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray."""
-        self.source, self.timeout_s = campaign.source, campaign.timeout_s
-        self.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if campaign.read_only else "BEGIN READ WRITE")
+        """Open the campaign's transaction, if none is.
+
+        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray.
+        """
+        import psycopg
+
+        if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.source = campaign.source
+            self.enter(READ_ONLY if campaign.read_only else "BEGIN READ WRITE")
+            self.timeout_s = campaign.timeout_s
 
     def prepare(self, campaign: Campaign) -> None:
         """Everything that the mailing's statement needs before it."""
+        # Whatever the prelude set, the texts that follow are read as they were written.
+        texts = {"client_encoding": self.encoding, "standard_conforming_strings": "on"}
         limits = {
             "statement_timeout": f"{campaign.timeout_s}s",
             "lock_timeout": f"{min(LOCK_TIMEOUT_S, campaign.timeout_s)}s",
-            "idle_in_transaction_session_timeout": "0",  # one that writes stays open until its mailing is out
             "DateStyle": "ISO",
-            "standard_conforming_strings": "on",  # a role may have it off
         }
-        self.run("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
+        self._prove({**limits, **self.lasting, **texts}, campaign)
         for statement in campaign.prelude:
             self.run(statement.text, statement.line)
-            # Whatever it set, the texts that follow are UTF-8 and are read as they were written.
-            self.run("SET LOCAL client_encoding = 'UTF8'; SET LOCAL standard_conforming_strings = on")
+            self.set_local(texts)
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """What keeps a transaction open until its mailing is out, or until the run is over."""
+        names = ["idle_in_transaction_session_timeout"]
+        if self.connection.info.server_version >= 170000:
+            names.append("transaction_timeout")
+        return dict.fromkeys(names, "0")
+
+    def set_local(self, values: Mapping[str, str]) -> tuple[str, ...]:
+        """Set these for the transaction; the values as the server shows them."""
+        return self._row(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+
+    def _row(self, expressions: Iterable[str]) -> tuple[str, ...]:
+        return self.run(f"SELECT {', '.join(expressions)}").fetchone() or ()
+
+    def _prove(self, values: Mapping[str, str], campaign: Campaign) -> None:
+        """Set these, and look once in each session whether they hold: poolers share statements out."""
+        wanted = self.set_local(values)
+        if self._is_proven:
+            return
+        names = (*values, "transaction_isolation")
+        *found, isolation = self._row(f"current_setting('{name}')" for name in names)
+        if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
+            template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
+            hint = text("a pooler shares one session's statements out: switch off its load balancing for PGUSER")
+            raise DatabaseError(text(template, file=self.source, found=isolation), hint, wide=True)
+        self._is_proven = True
 
     def run(self, sql: str, line: int = 0) -> psycopg.Cursor[Any]:
         """The last result of sql, which stands in the source from that line on."""
         with self._asking(sql, line):
-            return self.connection.execute(sql.encode())
+            return self.connection.execute(self._bytes(sql))
+
+    def commit(self) -> None:
+        """Keep what the query wrote, but no temp tables: behind a pooler they meet somebody else."""
+        self.run("DISCARD TEMP")
+        self.run("COMMIT")
+
+    def _bytes(self, sql: str) -> bytes:
+        return sql.encode(self.connection.info.encoding, "replace")
 
     def columns(self, select: Statement) -> tuple[str, ...]:
-        """The names of the columns that the mailing's statement would return; the server plans nothing yet."""
+        """The names of the columns that the mailing's statement would return; nothing is planned yet."""
         from psycopg import generators
 
         with self._asking(select.text, select.line):
             pgconn = self.connection.pgconn
-            pgconn.send_prepare(b"", select.text.encode())
+            pgconn.send_prepare(b"", self._bytes(select.text))
             self._ended(self.connection.wait(generators.execute(pgconn)))
             pgconn.send_describe_prepared(b"")
             described = self._ended(self.connection.wait(generators.execute(pgconn)))
         names = [described.fname(index) or b"" for index in range(described.nfields)]
-        return tidy_names([name.decode("utf-8", "replace") for name in names])
+        return tidy_names([name.decode(self.connection.info.encoding, "replace") for name in names])
 
     @contextlib.contextmanager
     def copy(self, select: Statement) -> Iterator[Iterator[bytearray]]:
         """The mailing's rows as the server's own text (COPY, text format), in blocks of whole rows.
 
-        The query is under way when the block begins, so that the server works while pandas is imported.
+        The query is under way when the block begins: the server works while pandas is imported.
         """
-        sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING 'UTF8')"
-        with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(sql.encode()) as copy:
-            yield self._blocks(copy)
+        sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING '{self.encoding}')"
+        with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(self._bytes(sql)) as copy:
+            blocks = self._blocks(copy)
+            yield blocks if self.encoding == "UTF8" else map(self._in_utf8, blocks)
+
+    def _in_utf8(self, block: bytearray) -> bytearray:
+        return bytearray(block.decode(self.connection.info.encoding, "replace").encode())
 
     def _blocks(self, copy: psycopg.Copy) -> Iterator[bytearray]:
-        """copy.read() waits for a row; what is there is taken from libpq: `for row in copy` takes twice as long."""
+        """copy.read() waits for a row; what came with it is taken from libpq.
+
+        `for row in copy` takes twice as long.
+        """
         from psycopg import generators
 
         pgconn, block, size = self.connection.pgconn, bytearray(), 0
@@ -2797,7 +2688,7 @@ class Session:
                 if size > 0:
                     block += arrived
                     is_fresh = True
-                elif size == 0 and is_fresh:  # what has come to the socket meanwhile needs no wait either
+                elif size == 0 and is_fresh:  # what has come meanwhile needs no wait either
                     pgconn.consume_input()
                     is_fresh = False
                 else:
@@ -2835,7 +2726,11 @@ class Session:
             line += sql[: position - 1].count("\n") if position and line else 0
             where, told = place_in(self.source, line), error.diag.message_primary or ""
             own, inside = bool(position) or quotes_only(told, sql), bool(error.diag.context)
-            raise query_error(error.sqlstate or "", told, where, own, inside, self.hidden) from None
+            fault = query_error(error.sqlstate or "", told, where, own, inside, self.hidden)
+            # A statement_timeout has the same SQLSTATE.
+            if error.sqlstate == "57014" and self.stop.clock.steady_s() < self._limit_s - GRACE_S:
+                fault.hint = CANCELLED
+            raise fault from None
 
     def _look(self) -> None:
         """Whether the wait under way may go on. Raises Stopped or DatabaseError."""
@@ -2846,11 +2741,22 @@ class Session:
             raise DatabaseError(message, hint, tries=ONCE_MORE)
 
 
+def login_notes(pgconn: PGconn) -> list[Text]:
+    """What somebody should know about a connection that works."""
+    notes = []
+    server = pgconn.hostaddr.decode()
+    if server and not ipaddress.ip_address(server).is_loopback and not pgconn.ssl_in_use:
+        notes.append(text("the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT"))
+    if pgconn.parameter_status(b"is_superuser") == b"on":
+        notes.append(text("PGUSER is a superuser: a role that can only SELECT cannot do harm"))
+    return notes
+
+
 class Database:
     """The sessions of one run, and the snapshot that all its queries read.
 
-    One session, the holder, exports the snapshot and stays open; the others import it. They all go to the
-    host that the holder reached, since a snapshot lives on one server.
+    One session, the holder, exports the snapshot and stays open; the others import it. They all go to
+    the host that the holder reached, since a snapshot lives on one server.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -2862,6 +2768,9 @@ class Database:
         self._snapshot = ""
         self._lag: PipelineError | None = None  # of the snapshot
         self._pin: dict[str, str] = {}
+        self.notes: list[Text] = []  # nothing is wrong, but somebody should know
+        self._is_probing = False
+        self._vain_logins = 0  # in a row
 
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
@@ -2873,27 +2782,26 @@ class Database:
             self._pin = {}
             holder = self._connect()
             pgconn = holder.connection.pgconn
-            named = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
-            self._pin = {key: value.decode() for key, value in named.items() if value}
-            self._holder, self._snapshot = holder, ""
+            reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
+            self._pin = {key: value for key, value in reached.items() if value}
+            self._holder = holder
             try:
                 self._lag = self._lag_objection(holder)
                 self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
-                    self._holder = None
-                    holder.close()
+                    self._forget()
                     raise
-                template = "this server exports no snapshot, each query sees its own: {reason}"
-                log.warning(text(template, reason=error.message))
+                self._go_alone(error.message)
+            for note in login_notes(pgconn):
+                self._note(note)
 
     @staticmethod
     def _export(holder: Session) -> str:
         holder.source = "snapshot"
-        holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # An idle transaction is what the holder is: a server-wide limit must not end it.
-        keep = "set_config('idle_in_transaction_session_timeout', '0', true)"
-        row = holder.run(f"SELECT pg_export_snapshot(), {keep}").fetchone()
+        holder.enter(READ_ONLY)
+        holder.set_local(holder.lasting)  # an idle transaction is what the holder is
+        row = holder.run("SELECT pg_export_snapshot()").fetchone()
         return str(row[0]) if row else ""
 
     def _lag_objection(self, session: Session) -> Held | None:
@@ -2908,11 +2816,37 @@ class Database:
         template = "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
         return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
 
+    def probe(self, campaigns: Sequence[Campaign]) -> None:
+        """Log in for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
+
+        Notes are for --check from now on, and not for the log.
+        """
+        self._is_probing = True
+        self.open()
+        with contextlib.ExitStack() as sessions:
+            for count, campaign in enumerate(campaigns):
+                try:
+                    sessions.callback(self._begun(campaign).close)
+                except DatabaseError as error:
+                    if not error.scarce:
+                        raise
+                    template = "the server grants {count} of {wanted} database sessions: mailings take turns"
+                    count = max(1, count)  # the snapshot's will be given up
+                    return self._note(text(template, count=count, wanted=len(campaigns)))
+
+    def _note(self, note: Text) -> None:
+        """Say this once in a run."""
+        if note in self.notes:
+            return
+        self.notes.append(note)
+        if not self._is_probing:
+            log.warning(note)
+
     @contextlib.contextmanager
     def session(self, campaign: Campaign) -> Iterator[Session]:
-        """A session inside the campaign's transaction, on the run's snapshot. What is not committed is rolled back."""
+        """A session in the campaign's transaction, on the run's snapshot. What is not committed is undone."""
         self.open()
-        session, sound = self._sessions.take(self._connect_or_release), False
+        session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
             session.begin(campaign)
             if campaign.read_only:
@@ -2922,7 +2856,7 @@ class Database:
             if lag := self._lag if shares else self._lag_objection(session):
                 raise lag
             yield session
-            with contextlib.suppress(PipelineError):  # the rows are here: a session that is gone costs nobody anything
+            with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
                 session.run("ROLLBACK")
                 session.run("DISCARD ALL")  # PREPARE, SET, temp tables and locks outlive a ROLLBACK
                 sound = True
@@ -2931,19 +2865,30 @@ class Database:
                 session.close()
             self._sessions.give_back(session, sound)
 
-    def _connect_or_release(self) -> Session:
-        """A new session; where the server grants a single one, that of the snapshot is given up for it."""
+    def _new(self, campaign: Campaign) -> Session:
+        """A new session; for the only one that a server grants, the snapshot's is given up."""
+        snapshot = self._snapshot
         try:
-            return self._connect()
+            return self._begun(campaign)
         except DatabaseError as error:
-            with self._lock:
-                if self._sessions.made > 1 or not error.scarce or not self._snapshot:
-                    raise
-                log.warning(text("the server grants one database session only: each query sees its own snapshot"))
-                self._snapshot = ""
-                if self._holder:
-                    self._holder.close()
-            return self._connect()
+            # Pgpool-II lets a login wait for ever; a blip looks the same, but not twice.
+            self._vain_logins += 1
+            error.scarce |= error.tries == AGAIN and self._vain_logins > 1
+            if self._sessions.made > 1 or not error.scarce or not snapshot:
+                raise
+            self._give_up(snapshot, error.message)
+            return self._begun(campaign)
+
+    def _begun(self, campaign: Campaign) -> Session:
+        """A new session in the campaign's transaction: a pooler grants it with BEGIN, not with the login."""
+        session = self._connect()
+        try:
+            session.begin(campaign)
+        except BaseException:
+            session.close()
+            raise
+        self._vain_logins = 0
+        return session
 
     def close(self) -> None:
         """Close every idle session; those in use are closed by their users."""
@@ -2952,7 +2897,7 @@ class Database:
         self._forget()
 
     def _import(self, session: Session) -> None:
-        """Make the session see the run's snapshot; where that cannot be, the next try sees another one, or its own."""
+        """Make the session see the run's snapshot; else the next try sees another one, or its own."""
         if not (snapshot := self._snapshot):
             return
         try:
@@ -2960,12 +2905,16 @@ class Database:
         except DatabaseError as error:
             if error.tries == AGAIN:
                 raise
-            self._give_up(snapshot)
+            self._give_up(snapshot, error.message)
             message = text("{file}: the shared snapshot cannot be read any more", file=session.source)
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
-    def _give_up(self, snapshot: str) -> None:
-        """Forget a snapshot: it went with the holder, or this session came to another server than the holder."""
+    def _go_alone(self, reason: Text) -> None:
+        self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
+        self._snapshot = ""
+
+    def _give_up(self, snapshot: str, reason: Text) -> None:
+        """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
             if not self._holder or self._snapshot != snapshot:
                 return
@@ -2974,8 +2923,8 @@ class Database:
             except PipelineError:
                 self._forget()
                 return
-            log.warning(text("several servers behind one address share no snapshot: each query sees its own"))
-            self._snapshot = ""
+            self._go_alone(reason)
+            self._holder.close()
 
     def _forget(self) -> None:
         with self._lock:
@@ -3000,18 +2949,30 @@ class Database:
         options = defaults | dict(settings.libpq) | self._pin | {"client_encoding": "UTF8"}
         try:
             connection = bounded_connection().connect(**options, autocommit=True, prepare_threshold=None)
+            if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+                self._say_encoding(connection)
         except psycopg.Error as error:
-            if "," in settings.libpq.get("host", ""):  # another host may serve: then with a snapshot of its own
-                self._forget()
-            raise self._fault(str(error)) from None
-        return Session(connection, self.stop, settings.secrets)
+            if "," in settings.libpq.get("host", ""):
+                self._forget()  # another host may serve: then with a snapshot of its own
+            raise self._fault(error) from None
+        return Session(connection, self.stop, settings)
 
-    def _fault(self, told: str) -> DatabaseError:
+    def _say_encoding(self, connection: psycopg.Connection[Any]) -> None:
+        """This database does not know what its bytes are: PGCLIENTENCODING says it."""
+        encoding = self.settings.libpq.get("client_encoding", "UTF8")
+        if encoding.upper() not in ("SQL_ASCII", "AUTO"):
+            connection.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
+
+    def _fault(self, refusal: psycopg.Error) -> DatabaseError:
         """Why no connection came about; an SSH server on that port is told as that."""
-        settings = self.settings
+        settings, told, names = self.settings, str(refusal), []
+        if pgconn := refusal.pgconn:
+            names = [name.decode("utf-8", "replace") for name in (pgconn.user, pgconn.db)]
+            if "\ufffd" in told:  # before a login a Windows server speaks in its own bytes
+                told = pgconn.error_message.decode("cp1252", "replace")
         host, port = settings.libpq.get("host", ""), settings.libpq.get("port", "5432")
         where = address(host or "localhost", port, settings.secrets)
-        error = connect_error(told, where, settings.secrets)
+        error = connect_error(told, where, settings.secrets, names)
         if error.tries == AGAIN and port.isdigit() and greeting(host or "localhost", int(port)) == b"SSH-":
             message = text("database at {where}: an SSH (SFTP) server answers there, not PostgreSQL", where=where)
             return DatabaseError(message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True)
@@ -4296,7 +4257,7 @@ class Line:
             remarks = self.remarks(campaign, mailing)
             if session:
                 self.judge_moment(campaign)
-                session.run("COMMIT")
+                session.commit()
             try:
                 self.publish(campaign, mailing, remarks)
             except PipelineError as error:
@@ -4646,26 +4607,80 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Report: exit code, table and JSON, computed from the mailings of a run
+# Report: exit code, table and JSON, computed from the mailings of a run; what a terminal shows
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """How a terminal shows a state: a letter, and rich's style. The page's colours: PAGE_STYLE."""
+
+    letter: str
+    style: str
+
+
+LOOKS = dict.fromkeys(State, Look(".", "default")) | {
+    State.DELIVERED: Look("+", "green"),
+    State.READY: Look("+", "green"),
+    State.EMPTY: Look("0", "cyan"),
+    State.HELD: Look("H", "yellow"),
+    State.FAILED: Look("X", "bold red"),
+    State.NOT_TAKEN: Look("T", "bold yellow"),
+    State.IN_DOUBT: Look("?", "bold magenta"),
+    State.RUNNING: Look(">", "blue"),
+    State.MISSED: Look("!", "bold red"),
+    State.COMING: Look(".", "dim"),
+    State.NOT_DUE: Look("-", "dim"),
+}
+
+
+class Problem(NamedTuple):
+    """What a person is told of something that went wrong: who has it, what it is, what to do."""
+
+    who: str
+    what: str
+    message: str
+    hint: str
+
+    @property
+    def sentence(self) -> str:
+        return ": ".join(filter(None, (self.who, self.what, self.message)))
+
+
+def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> None:
+    """A sentence for a person, and below it what to do. Brackets and colons are no markup."""
+    from rich.text import Text as Styled
+
+    console.print(Styled(sentence, style), soft_wrap=True)
+    if hint:
+        console.print(Styled(f"    -> {hint}"), soft_wrap=True)
+
+
+def print_problems(console: Console, problems: Iterable[Problem]) -> None:
+    """Each problem once, with all who have it."""
+    together: dict[Problem, list[str]] = {}
+    for problem in problems:
+        together.setdefault(problem._replace(who=""), []).append(problem.who)
+    for problem, everybody in together.items():
+        tell(console, problem._replace(who=", ".join(everybody)).sentence, problem.hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did."""
+    """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
 
     slot: str
     start: datetime
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
+    hint: ClassVar = None
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the whole run: 5 and 6 only when a stage failed and nothing got through it."""
+        """The code of the whole run: 5 and 6 only if a stage failed and nothing got through it."""
         errors = [mailing.error for mailing in self.mailings if mailing.error]
         codes = {error.exit_code for error in errors} - {ExitCode.OK}
-        if ExitCode.BUG in codes or not codes:
+        if not codes or ExitCode.BUG in codes:
             return ExitCode.BUG if codes else ExitCode.OK
         states = {mailing.state for mailing in self.mailings}
         stages = {error.exit_code for error in errors if error.wide}
@@ -4679,26 +4694,39 @@ class Report:
     @property
     def totals(self) -> Text:
         """'5 delivered, 1 held'."""
-        tally = Counter(mailing.state for mailing in self.mailings)
-        counted = [text("{count} {state}", count=count, state=text(state)) for state, count in tally.items()]
-        return text("{counts}", counts=counted) if counted else text("nothing due")
+        counts = []
+        for state, count in Counter(mailing.state for mailing in self.mailings).items():
+            counts.append(text("{count} {state}", count=count, state=text(state)))
+        return text("{counts}", counts=counts) if counts else text("nothing due")
+
+    @property
+    def lines(self) -> list[Text]:
+        return [self.totals]
+
+    def path_of(self, mailing: Mailing) -> str:
+        """Where a mailing went; after a rehearsal where it would go, and under which name."""
+        return str(mailing.final if self.folder else mailing.folder)
 
     def as_json(self) -> dict[str, Any]:
         """The report as what --json prints."""
-        shown = ("folder", "file", *FIGURES, "message", "hint", "pickup", "picked_up")
         return {
             "slot": self.slot,
             "start": self.start.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
-            "exit_code": self.exit_code.value,
-            "meaning": str(self.exit_code.meaning),
+            **code_json(self.exit_code),
             **({"folder": str(self.folder)} if self.folder else {}),
-            "campaigns": [
-                {"campaign": mailing.campaign, "verdict": mailing.state}
-                | {name: as_column(getattr(mailing, name)) for name in shown}
-                for mailing in self.mailings
-            ],
+            "campaigns": [stored(entry) | {"verdict": entry.state} for entry in self.mailings],
         }
+
+
+def code_json(code: ExitCode) -> dict[str, Any]:
+    """An exit code as every --json has it."""
+    return {"exit_code": code.value, "meaning": str(code.meaning)}
+
+
+def closing_line(code: ExitCode) -> Text:
+    """The last thing that every call says."""
+    return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
 
 
 def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = None) -> Report:
@@ -4707,193 +4735,109 @@ def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = No
     return Report(slot_of(stop.start), stop.start, seconds, tuple(mailings), folder)
 
 
-def decimal(value: float, language: str) -> str:
-    """1.53 as '1.5' or '1,5'."""
-    return f"{value:.1f}".replace(".", "," if language == "pt" else ".")
+def written(number: str, language: str) -> str:
+    """1,234.5 as that language writes it."""
+    return number.translate(str.maketrans(",.", ".,")) if language == "pt" else number
 
 
-def human_size(size_bytes: float, language: str) -> str:
-    """1536 as '1.5 KB' or '1,5 KB'."""
-    size = float(size_bytes)
-    if size < 999.5:
-        return f"{size:.0f} B"
-    for unit in ("KB", "MB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{decimal(size, language)} {unit}"
-    return f"{decimal(size / 1000, language)} GB"
+def human_size(size_bytes: int, language: str) -> str:
+    """1536 as '1.5 kB' or '1,5 kB'."""
+    from rich import filesize
+
+    return written(filesize.decimal(size_bytes), language)
 
 
 def print_report(report: Report, console: Console, language: str) -> None:
-    """The table of results, then every problem with what to do, those of several campaigns once."""
+    """The table of results, the paths, then every problem with what to do."""
     slot = text("Slot {slot}", slot=datetime.fromisoformat(report.slot))
     tell(console, slot.told(language), style="italic")
-    table, has_paths = fitting_table(report, console, language)
-    console.print(table)
-    if not has_paths:
-        width = max(len(mailing.campaign) for mailing in report.mailings)
-        for mailing in report.mailings:
-            tell(console, f"{mailing.campaign:<{width}}  {shown_path(report, mailing)}")
-        tell(console, "")
+    console.print(result_table(report, language), end="")
+    tell(console, "")
+    width = max((len(mailing.campaign) for mailing in report.mailings), default=0)
     problems = []
     for mailing in report.mailings:
+        tell(console, f"{mailing.campaign:<{width}}  {report.path_of(mailing)}")
         if mailing.message:
-            problems.append((mailing.campaign, mailing.state.told(language), mailing.message, mailing.hint))
+            state = mailing.state.told(language)
+            problems.append(Problem(mailing.campaign, state, mailing.message, mailing.hint))
+    tell(console, "")
     print_problems(console, problems)
     if report.folder:
         tell(console, text("the CSVs are in {folder}", folder=report.folder).told(language))
     tell(console, closing_line(report.exit_code).told(language))
 
 
-def print_problems(console: Console, problems: Iterable[tuple[str, str, str, str]]) -> None:
-    """Each problem (who has it, what it is, message, hint) once, with all who have it."""
-    together: dict[tuple[str, str, str], list[str]] = {}
-    for who, *problem in problems:
-        what, message, hint = problem
-        together.setdefault((what, message, hint), []).append(who)
-    for (what, message, hint), everybody in together.items():
-        tell(console, ": ".join(filter(None, (", ".join(everybody), what, message))), hint)
-
-
-def is_rehearsal(report: Report) -> bool:
-    """Whether the report is that of a --dry-run, which tells what each mailing would be called."""
-    return any(mailing.state is State.READY for mailing in report.mailings)
-
-
-def shown_path(report: Report, mailing: Mailing) -> str:
-    """Where the mailing went; after a rehearsal where it would go, and under which name."""
-    name = mailing.file if is_rehearsal(report) else ""
-    return str(PurePosixPath(mailing.folder) / name)
-
-
-# What a terminal too narrow for the whole table does without, step by step; paths then go below it.
-NARROWER = (set[str](), {"air"}, {"air", "path"}, {"air", "path", "seconds"})
-
-
-def fitting_table(report: Report, console: Console, language: str) -> tuple[Table, bool]:
-    """The widest result table that fits the console, and whether the paths are in it."""
-    endless = console.options.update(max_width=10_000)
-    for left_out in NARROWER:
-        table = result_table(report, language, left_out)
-        if console.measure(table, options=endless).maximum <= console.width:
-            break
-    return table, "path" not in left_out
-
-
-def result_table(report: Report, language: str, left_out: Container[str] = ()) -> Table:
-    """A line per campaign, whose name alone may break. Brackets in a name are no markup."""
+def result_table(report: Report, language: str) -> Table:
+    """It fits 80 columns: a campaign's name alone may break. Brackets in a name are no markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text as Styled
 
-    dry = is_rehearsal(report)
-    watched = any(mailing.pickup for mailing in report.mailings)
-    figure = {"justify": "right", "no_wrap": True}
-    word = {"no_wrap": True}
-    columns: list[tuple[bool, Text, dict[str, Any], Callable[[Mailing], str]]] = [
-        (True, text("campaign"), {"overflow": "fold"}, lambda mailing: mailing.campaign),
-        (True, text("result"), word, lambda mailing: mailing.state.told(language)),
-        (True, text("contacts"), figure, lambda mailing: shown(mailing.rows, language)),
-        (True, text("rejected"), figure, lambda mailing: shown(mailing.rejected, language)),
-        (dry, text("columns"), figure, lambda mailing: shown(mailing.columns, language)),
-        (True, text("size"), figure, lambda mailing: human_size(mailing.size_bytes, language)),
-        ("seconds" not in left_out, text("seconds"), figure, lambda mailing: decimal(mailing.seconds, language)),
-        (watched, text("picked up"), word, lambda mailing: mailing.picked_up),
-        ("path" not in left_out, text("remote path") if dry else text("drop folder"), word,
-         lambda mailing: shown_path(report, mailing)),
-    ]  # fmt: skip
-    kept = [column[1:] for column in columns if column[0]]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0 if "air" in left_out else 1, 0, 0), pad_edge=False)
-    for head, how, _ in kept:
-        table.add_column(Styled(head.told(language)), **how)
+    dry = report.folder is not None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(text("campaign").told(language), overflow="fold")
+    table.add_column(text("result").told(language), no_wrap=True)
+    last = text("columns") if dry else text("seconds")
+    for head in (text("contacts"), text("rejected"), text("size"), last):
+        table.add_column(head.told(language), justify="right", no_wrap=True)
     for mailing in report.mailings:
-        cells = [Styled(cell(mailing)) for _, _, cell in kept]
-        cells[1].stylize(mailing.state.look.style)
-        table.add_row(*cells)
+        state = Styled(mailing.state.told(language), mailing.state.look.style)
+        counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
+        size, seconds = human_size(mailing.size_bytes, language), f"{mailing.seconds:.1f}"
+        end = shown(mailing.columns, language) if dry else written(seconds, language)
+        table.add_row(Styled(mailing.campaign), state, *counts, size, end)
     return table
 
 
-def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> None:
-    """A sentence for a person, and below it what to do. Brackets and colons are no markup."""
-    from rich.text import Text as Styled
-
-    console.print(Styled(sentence, style), soft_wrap=True)
-    if hint:
-        console.print(Styled(f"    -> {hint}"), soft_wrap=True)
+def at_work(mailing: Mailing) -> bool:
+    """Whether a worker has it now."""
+    return mailing.began_s > 0 and mailing.state in UNSETTLED
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a campaign is at, and for how many seconds; None: it waits, or is over."""
-
-    campaign: str
-    doing: Text
-    gone_s: float | None = None
-
-
-def step_of(mailing: Mailing, upload_s: float, now_s: float, language: str) -> Step:
-    """What a campaign is at: its outcome, once it has one; else the upload, the query, or nothing yet."""
-    name, gone_s = mailing.campaign, now_s - mailing.began_s
+def doing(mailing: Mailing, language: str) -> Text:
+    """What a campaign is at: its outcome, or the upload, the query, or nothing yet."""
     if mailing.state not in UNSETTLED:
-        return Step(name, text(mailing.state))
+        return text(mailing.state)
     if not mailing.began_s:
-        return Step(name, text("waiting"))
+        return text("waiting")
     if mailing.sent_bytes:
-        return Step(name, sending(mailing.sent_bytes, mailing.size_bytes, upload_s, language), gone_s)
-    return Step(name, text("ready") if mailing.size_bytes else reading(mailing.rows), gone_s)
+        sent, size = (human_size(n, language) for n in (mailing.sent_bytes, mailing.size_bytes))
+        return text("sending {sent} of {size}", sent=sent, size=size)
+    if mailing.size_bytes:
+        return text("ready")
+    if mailing.rows:
+        return text("reading, {contacts}", contacts=contacts(mailing.rows))
+    return text("the query is running")
 
 
-def reading(rows: int) -> Text:
-    """What is said of a query that has brought so many rows so far."""
-    if not rows:
-        return text("the query is running")
-    return text("reading, {contacts}", contacts=contacts(rows))
-
-
-def sending(sent_bytes: int, size_bytes: int, seconds: float, language: str) -> Text:
-    """What is said of an upload that has brought so many bytes in so many seconds."""
-    sent, size = human_size(sent_bytes, language), human_size(size_bytes, language)
-    rate = human_size(sent_bytes / max(seconds, 0.5), language)
-    return text("sending {sent} of {size}, {rate}/s", sent=sent, size=size, rate=rate)
-
-
-def progress_table(steps: Sequence[Step], width: int, height: int, language: str) -> Table:
-    """A line per campaign with the time gone; where not all have room, those at work stand first."""
+def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> Table:
+    """A line per campaign with the time gone; those at work first, as a low terminal is full soon."""
     from rich.table import Table
     from rich.text import Text as Styled
 
-    if len(steps) > height - 2:
-        steps = sorted(steps, key=lambda step: step.gone_s is None)
     lines = Table.grid(padding=(0, 2))
-    lines.add_column(no_wrap=True, overflow="ellipsis", max_width=width // 3)
-    lines.add_column(no_wrap=True, justify="right")
-    lines.add_column(no_wrap=True, overflow="ellipsis")
-    for step in steps[: height - 2]:
-        minutes, seconds = divmod(int(step.gone_s or 0), 60)
-        gone = "" if step.gone_s is None else f"{minutes}:{seconds:02}"
-        lines.add_row(Styled(step.campaign), gone, Styled(step.doing.told(language)))
+    for justify in ("left", "right", "left"):
+        lines.add_column(justify=justify, no_wrap=True)
+    for mailing in sorted(mailings, key=at_work, reverse=True):
+        minutes, seconds = divmod(int(now_s - mailing.began_s), 60)
+        gone = f"{minutes}:{seconds:02}" if at_work(mailing) else ""
+        told = doing(mailing, language).told(language)
+        lines.add_row(Styled(mailing.campaign), gone, Styled(told))
     return lines
 
 
 @contextlib.contextmanager
 def live_progress(console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock) -> Iterator[None]:
-    """On a terminal, a line per campaign that shows what is going on, until the block ends. Without one, nothing."""
+    """On a terminal, a line per campaign that shows what is going on, until the block ends."""
     if console is None or not console.is_terminal or not mailings:
         yield
         return
     from rich.live import Live
 
-    uploads: dict[str, float] = {}  # when the upload of a campaign was first seen
-
-    def current(mailing: Mailing) -> Step:
-        now_s = clock.steady_s()
-        upload_s = now_s - uploads.setdefault(mailing.campaign, now_s) if mailing.sent_bytes else 0.0
-        return step_of(mailing, upload_s, now_s, language)
-
     def table() -> Table:
-        return progress_table([current(mailing) for mailing in mailings], console.width, console.height, language)
+        return progress_table(mailings, clock.steady_s(), language)
 
-    with Live(get_renderable=table, console=console, refresh_per_second=4, transient=True):
+    with Live(get_renderable=table, console=console, transient=True, vertical_overflow="crop"):
         yield
 
 
@@ -5538,10 +5482,14 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     found += check_files(files)
     found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
-        found.append(finding(text("database login"), line.database.open))
-        for campaign in () if found[-1].error else files.campaigns:
+        several = files.campaigns[: settings.query_workers]
+        several = files.campaigns[: settings.query_workers]
+        login = finding(text("database login"), lambda: line.database.probe(several))
+        found.append(login)
+        for campaign in () if login.error else files.campaigns:
             what = text("query {file}", file=campaign.source)
             found.append(finding(what, functools.partial(check_query, line.database, campaign)))
+        found += [Finding(login.what, note, is_note=True) for note in line.database.notes]
         found += check_sftp(line, files.campaigns)
     return found
 
@@ -5611,82 +5559,14 @@ def check_code(findings: Sequence[Finding]) -> ExitCode:
 
 PAGE_DAYS = 14
 PROBLEMS_SHOWN = 10
-NAMES_SHOWN = 6  # of the campaigns that need attention, in the banner
 OVERDUE_MINUTES = 20  # a slot that nothing came of is overdue so long after its start
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How terminal and page show a state: signs, rich's style, the page's colours in light and in dark."""
-
-    sign: str
-    ascii_sign: str
-    style: str
-    light: str = "#57606a"
-    dark: str = "#a3abb5"
-
-    def shown(self, plain: bool) -> str:
-        """Its sign; plain: where only ASCII can be shown."""
-        return self.ascii_sign if plain else self.sign
-
-
-LOOKS = dict.fromkeys(State, Look("·", ".", "default")) | {
-    State.DELIVERED: Look("✓", "+", "green", "#14532d", "#a5e0b2"),
-    State.READY: Look("✓", "+", "green", "#14532d", "#a5e0b2"),
-    State.EMPTY: Look("○", "0", "cyan", "#0b5563", "#a0dbe6"),
-    State.HELD: Look("‖", "H", "yellow", "#6b4500", "#f5d67b"),
-    State.FAILED: Look("✗", "X", "bold red", "#a10d0d", "#ffb0b0"),
-    State.NOT_TAKEN: Look("↯", "T", "bold yellow", "#8a3a00", "#ffc08a"),
-    State.IN_DOUBT: Look("?", "?", "bold magenta", "#6a1bb0", "#dcbcff"),
-    State.RUNNING: Look("▸", ">", "blue", "#0b4fa0", "#a9d0ff"),
-    State.MISSED: Look("!", "!", "bold red", "#a10d0d", "#ffb0b0"),
-    State.COMING: Look("·", ".", "dim"),
-    State.NOT_DUE: Look("–", "-", "dim"),
-}
+SLOT_WIDTH = 5  # of a slot on the terminal: four characters and a blank
+WORKING = (State.DELIVERED, State.EMPTY)
 NEED_A_PERSON = (State.HELD, State.FAILED, State.NOT_TAKEN, State.IN_DOUBT)
+SERVED = (*WORKING, State.HELD)  # a held mailing's run took place: another would not help
+Entry = Mailing | PastRun
 Cell = tuple[State, Mailing | None]
-
-
-@dataclass(frozen=True, slots=True)
-class DayGrid:
-    """Today: campaigns down, slots across; only slots in which something was due, or happened.
-
-    due: the slots after the latest that was served, for two weeks; overdue: the one among them that
-    should have been by now, or ''. lost: the last run failed as a whole.
-    """
-
-    now: datetime
-    slots: tuple[str, ...]
-    cells: Mapping[str, tuple[Cell, ...]]
-    last_run: PastRun | None
-    last_success: PastRun | None
-    lost: bool
-    due: tuple[str, ...]
-    overdue: str
-
-    @property
-    def tally(self) -> dict[State, int]:
-        """How often each state occurs, in the order of State."""
-        counts = Counter(state for cells in self.cells.values() for state, _ in cells)
-        return {state: counts[state] for state in State if counts[state]}
-
-    @property
-    def attention(self) -> dict[str, State]:
-        """The campaigns that need a person: the ledger's latest of today on them is trouble."""
-        latest = {}
-        for name, cells in self.cells.items():
-            for state, entry in cells:
-                if entry and state is not State.RUNNING:
-                    latest[name] = state
-        return {name: state for name, state in latest.items() if state in NEED_A_PERSON}
-
-    @property
-    def look(self) -> State:
-        """The banner's colour: green only if the last run ended well and no campaign needs a person."""
-        if self.overdue or self.lost:
-            return State.FAILED
-        well = self.last_run and self.last_run.exit_code == 0 and not self.attention
-        return State.DELIVERED if well else State.HELD
+NOT_DUE: Cell = (State.NOT_DUE, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5696,12 +5576,9 @@ class Past:
     mailings: Sequence[Mailing] = ()
     runs: Sequence[PastRun] = ()
 
-    def of(self, name: str) -> Sequence[Mailing | PastRun]:
-        """The entries of a campaign; those of whole runs for the name WHOLE_RUN."""
-        return self.runs if name == WHOLE_RUN else [entry for entry in self.mailings if entry.campaign == name]
-
-
-WHOLE_RUN = ""
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self.mailings, *self.runs]
 
 
 def recent(ledger: Ledger, now: datetime) -> Past:
@@ -5710,14 +5587,8 @@ def recent(ledger: Ledger, now: datetime) -> Past:
     return Past(ledger.mailings("changed > ?", since), ledger.runs(since))
 
 
-def told_pickup(entry: Mailing | PastRun, language: str) -> str:
-    """What the dialer did with a mailing, for the operator."""
-    pickup = entry.pickup if isinstance(entry, Mailing) else Pickup.UNWATCHED
-    return text(pickup).told(language) if pickup else ""
-
-
-def state_in_grid(entry: Mailing, now: datetime) -> State:
-    """An entry's state as the grid shows it. What a killed run left behind counts as failed after an hour."""
+def state_in_grid(entry: Entry, now: datetime) -> State:
+    """An entry's state in the grid. What a killed run left behind has failed after an hour."""
     if entry.state in (State.CLAIMED, State.EXPORTED):
         is_young = now - datetime.fromisoformat(entry.changed) < timedelta(hours=1)
         return State.RUNNING if is_young else State.FAILED
@@ -5726,22 +5597,52 @@ def state_in_grid(entry: Mailing, now: datetime) -> State:
     return State.NOT_TAKEN if entry.state is State.DELIVERED and entry.is_trouble else entry.state
 
 
-def overdue_at(slot: str) -> datetime:
-    """When a slot that nothing came of is overdue: local, without offset, as browsers read it."""
-    return datetime.fromisoformat(slot) + timedelta(minutes=OVERDUE_MINUTES)
+def whose(entry: Entry, language: str) -> str:
+    """What a person reads before an entry."""
+    return entry.campaign or text("the whole run").told(language)
 
 
-def slots_of(hours: Hours, day: date) -> set[str]:
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An entry that needed a person; is_over: its campaign has worked since."""
+
+    entry: Entry
+    state: State
+    is_over: bool = False
+
+    def told(self, language: str) -> Problem:
+        again = f" ({text('works again').told(language)})" if self.is_over else ""
+        what = f"{self.entry.slot[11:]} {self.state.told(language)}{again}"
+        return Problem(whose(self.entry, language), what, self.entry.message, self.entry.hint)
+
+
+def troubles_of(past: Past, now: datetime) -> list[Trouble]:
+    """What needed a person, newest first."""
+    troubles, working = [], set[str]()
+    for entry in sorted(past.entries, key=lambda entry: (entry.changed, entry.id), reverse=True):
+        state = state_in_grid(entry, now)
+        if state in NEED_A_PERSON:
+            troubles.append(Trouble(entry, state, entry.campaign in working))
+        elif state in WORKING:
+            working.add(entry.campaign)
+    return troubles
+
+
+def slots_of(hours: Hours, day: date) -> list[str]:
     """The slots of a day, as the ledger writes them."""
-    return {f"{day} {hour:02}:00" for hour in hours.slots(day)}
+    return [f"{day} {hour:02}:00" for hour in hours.slots(day)]
 
 
 def due_after(served: str, hours: Hours, now: datetime) -> list[str]:
     """The slots due after the one that was served, in the weeks before now and those to come."""
-    slots = set[str]()
-    for offset in range(-PAGE_DAYS, PAGE_DAYS + 1):
-        slots |= slots_of(hours, now.date() + timedelta(days=offset))
-    return sorted(slot for slot in slots if slot > served)
+    days = (now.date() + timedelta(days=offset) for offset in range(-PAGE_DAYS, PAGE_DAYS + 1))
+    slots = itertools.chain.from_iterable(slots_of(hours, day) for day in days)
+    return [slot for slot in slots if slot > served]
+
+
+def overdue_at(slot: str) -> datetime:
+    """When a slot that nothing came of is overdue: local, without offset, as browsers read it."""
+    return datetime.fromisoformat(slot) + timedelta(minutes=OVERDUE_MINUTES)
 
 
 def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing]:
@@ -5750,81 +5651,117 @@ def telling_entries(entries: Iterable[Mailing]) -> dict[tuple[str, str], Mailing
     What reached the dialer comes before what may have, and that before the latest.
     """
     rank = {State.DELIVERED: 2} | dict.fromkeys(MAY_BE_OUT, 1)
-    best: dict[tuple[str, str], Mailing] = {}
-    for entry in entries:
-        other = best.setdefault((entry.campaign, entry.slot), entry)
-        if rank.get(entry.state, 0) >= rank.get(other.state, 0):
-            best[entry.campaign, entry.slot] = entry
-    return best
+    telling = sorted(entries, key=lambda entry: rank.get(entry.state, 0))
+    return {(entry.campaign, entry.slot): entry for entry in telling}
 
 
-def is_lost(run: PastRun, mailings: Iterable[Mailing]) -> bool:
-    """Whether a run failed as a whole: before any campaign had an outcome, or with none that came through."""
-    states = {entry.state for entry in mailings if entry.slot == run.slot}
-    return run.exit_code != 0 and (run.is_trouble or states <= {State.FAILED, *MAY_BE_OUT})
+@dataclass(frozen=True)
+class DayGrid:
+    """Today: campaigns down, slots across; only slots in which something was due, or happened."""
 
+    past: Past
+    campaigns: Sequence[Campaign]
+    hours: Hours
+    now: datetime
 
-def day_grid(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime) -> DayGrid:
-    """Today's grid from what the ledger knows of the last PAGE_DAYS."""
-    slots, cells = day_cells(past.mailings, campaigns, hours, now)
-    good = [run for run in past.runs if run.exit_code == 0]
-    last_run = past.runs[-1] if past.runs else None
-    # A held mailing was served too: its run took place, and another would not help.
-    served = [run.slot for run in good] + [entry.slot for entry in past.mailings if entry.state in SERVED]
-    due = due_after(max(served, default=""), hours, now) if past.mailings or past.runs else []
-    late = [slot for slot in due if overdue_at(slot) <= now.replace(tzinfo=None)]
-    return DayGrid(
-        now=now,
-        slots=slots,
-        cells=cells,
-        last_run=last_run,
-        last_success=good[-1] if good else None,
-        lost=last_run is not None and is_lost(last_run, past.mailings),
-        due=tuple(due),
-        overdue=late[-1] if late else "",
-    )
+    @functools.cached_property
+    def cells(self) -> dict[str, dict[str, Cell]]:
+        """A cell for each campaign and slot of today.
 
+        A past slot without an entry was missed only if the campaign has an earlier entry: what is
+        new, or is run by another PC, has missed nothing. Outside the hours: only what was sent.
+        """
+        today, current = self.now.date(), slot_of(self.now)
+        regular = {*slots_of(self.hours, today)}
+        due = {item.name: regular & {*slots_of(item.hours, today)} for item in self.campaigns}
+        telling = telling_entries(self.past.mailings)
+        sent = [key for key in telling if key[1][:10] == current[:10]]
+        first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}
 
-SERVED = (State.DELIVERED, State.EMPTY, State.HELD)
+        def cell(name: str, slot: str) -> Cell:
+            if entry := telling.get((name, slot)):
+                return state_in_grid(entry, self.now), entry
+            if slot not in due.get(name, ()) or slot < min(current, first.get(name, current)):
+                return NOT_DUE
+            return (State.MISSED if slot < current else State.COMING), None
 
+        names = dict.fromkeys([*due, *(name for name, _ in sent)])
+        slots = sorted(regular | {slot for _, slot in sent})
+        slots = [slot for slot in slots if any(cell(name, slot) != NOT_DUE for name in names)]
+        return {name: {slot: cell(name, slot) for slot in slots} for name in names}
 
-def day_cells(
-    mailings: Sequence[Mailing], campaigns: Sequence[Campaign], hours: Hours, now: datetime
-) -> tuple[tuple[str, ...], dict[str, tuple[Cell, ...]]]:
-    """The slots of today, and the cells of each campaign.
+    @property
+    def slots(self) -> list[str]:
+        return list(next(iter(self.cells.values()), ()))
 
-    A past slot without an entry was missed only if the campaign has an earlier entry: what is new,
-    or is run by another PC, has missed nothing. Slots outside the operating hours appear where
-    something was sent in them.
-    """
-    current, telling = slot_of(now), telling_entries(mailings)
-    regular = slots_of(hours, now.date())
-    due = {campaign.name: slots_of(campaign.hours, now.date()) & regular for campaign in campaigns}
-    sent_today = [(name, slot) for name, slot in telling if slot.startswith(f"{now:%Y-%m-%d}")]
-    first = {entry.campaign: entry.slot for entry in reversed(mailings)}
+    @property
+    def tally(self) -> dict[State, int]:
+        """How often each state occurs."""
+        counts = Counter[State]()
+        for cells in self.cells.values():
+            counts.update(state for state, _ in cells.values())
+        return counts
 
-    def cell(name: str, slot: str) -> Cell:
-        if entry := telling.get((name, slot)):
-            return state_in_grid(entry, now), entry
-        if slot not in due.get(name, ()) or (slot < current and first.get(name, current) > slot):
-            return State.NOT_DUE, None
-        return (State.MISSED if slot < current else State.COMING), None
+    @functools.cached_property
+    def troubles(self) -> list[Trouble]:
+        return troubles_of(self.past, self.now)
 
-    names = dict.fromkeys([*due, *(name for name, _ in sent_today)])
-    every_slot = sorted(regular | {slot for _, slot in sent_today})
-    columns = {slot: {name: cell(name, slot) for name in names} for slot in every_slot}
-    empty = dict.fromkeys(names, (State.NOT_DUE, None))
-    slots = tuple(slot for slot in every_slot if columns[slot] != empty)
-    return slots, {name: tuple(columns[slot][name] for slot in slots) for name in names}
+    @property
+    def todays(self) -> dict[str, Trouble]:
+        """Today's latest trouble of each campaign, and of whole runs."""
+        latest = {}
+        for trouble in reversed(self.troubles):
+            if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
+                latest[trouble.entry.campaign] = trouble
+        return latest
+
+    @property
+    def attention(self) -> dict[str, State]:
+        """The campaigns that need a person: today's trouble is not over."""
+        latest = self.todays.items()
+        return {name: trouble.state for name, trouble in latest if name and not trouble.is_over}
+
+    @property
+    def last_run(self) -> PastRun | None:
+        return self.past.runs[-1] if self.past.runs else None
+
+    @property
+    def last_success(self) -> PastRun | None:
+        return next((run for run in reversed(self.past.runs) if run.exit_code == ExitCode.OK), None)
+
+    @functools.cached_property
+    def due(self) -> str:
+        """The first slot that nothing has come of yet, past or to come; '' where there is none."""
+        served = [entry.slot for entry in self.past.mailings if entry.state in SERVED]
+        served += [self.last_success.slot] if self.last_success else []
+        known = min((entry.slot for entry in self.past.entries), default="~")
+        slots = due_after(max(served, default=""), self.hours, self.now)
+        return next((slot for slot in slots if slot >= known), "")
+
+    @property
+    def overdue(self) -> str:
+        """The slot that is due, if something should have come of it by now; else ''."""
+        now = self.now.replace(tzinfo=None)
+        return self.due if self.due and overdue_at(self.due) <= now else ""
+
+    @property
+    def look(self) -> State:
+        """The banner's colour: green only if the last run ended well and nobody needs a person."""
+        code = self.last_run.exit_code if self.last_run else ExitCode.PARTIAL
+        if self.overdue or code not in (ExitCode.OK, ExitCode.PARTIAL):
+            return State.FAILED
+        return State.DELIVERED if code == ExitCode.OK and not self.attention else State.HELD
 
 
 def status_json(grid: DayGrid) -> dict[str, Any]:
     """The grid for monitoring systems; its words are English in every language."""
 
     def told(state: State, entry: Mailing | None) -> dict[str, Any]:
-        facts = ("rows", "changed", "message", "hint", "pickup", "picked_up")
-        return {"state": state} | ({key: getattr(entry, key) for key in facts} if entry else {})
+        return (stored(entry) if entry else {}) | {"state": state}
 
+    campaigns = {}
+    for name, cells in grid.cells.items():
+        campaigns[name] = {slot: told(*cell) for slot, cell in cells.items()}
     return {
         "now": grid.now.isoformat(timespec="seconds"),
         "last_run": grid.last_run and grid.last_run.changed,
@@ -5832,126 +5769,72 @@ def status_json(grid: DayGrid) -> dict[str, Any]:
         "overdue_slot": grid.overdue or None,
         "attention": grid.attention,
         "tally": grid.tally,
-        "campaigns": {
-            name: {slot: told(*cell) for slot, cell in zip(grid.slots, cells, strict=True)}
-            for name, cells in grid.cells.items()
-        },
+        "campaigns": campaigns,
     }
 
 
-def short_number(value: float, language: str) -> str:
-    """4812 as 4.8k, 48120 as 48k, 1481200 as 1.5M: four characters at the most."""
-    unit, scale = ("", 1) if value < 1000 else ("k", 1e3) if value < 999_500 else ("M", 1e6)
-    short = unit and value / scale < 9.95
-    return (decimal(value / scale, language) if short else f"{value / scale:.0f}") + unit
-
-
-def run_lines(grid: DayGrid, language: str) -> list[str]:
+def run_lines(grid: DayGrid) -> list[Text]:
     """When the last run was; if it did not end well, also how, and when the last good one was."""
     last, good = grid.last_run, grid.last_success
-    lines = []
-    if last and last is not good:
-        when = text("Last run: {time}", time=datetime.fromisoformat(last.changed))
-        lines += [when.told(language), last.message.partition("\n")[0]]
-    success = text("No successful run yet")
+    lines = [text("No successful run yet")]
     if good:
-        success = text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))
-    return [*lines, success.told(language)]
+        lines = [text("Last successful run: {time}", time=datetime.fromisoformat(good.changed))]
+    if last and last is not good:
+        outcome, time = last.message.partition("\n")[0], datetime.fromisoformat(last.changed)
+        lines.insert(0, text("Last run: {time}: {outcome}", time=time, outcome=outcome))
+    return lines
 
 
-def attention_line(grid: DayGrid, language: str) -> str:
-    """Which campaigns need a person, and why; '' if none does."""
-    marks = grid.attention
-    told: list[object] = [f"{name} ({state.told(language)})" for name, state in marks.items()]
-    if not told:
-        return ""
-    if (more := len(told) - NAMES_SHOWN) > 1:
-        told[NAMES_SHOWN:] = [text("{count} more", count=more)]
-    line = text("{count} campaigns need attention: {campaigns}", count=len(marks), campaigns=told)
-    if len(marks) == 1:
-        line = text("{count} campaign needs attention: {campaigns}", count=1, campaigns=told)
-    return line.told(language)
+def overdue_line(grid: DayGrid) -> Text:
+    """What is said once the slot that is due is overdue."""
+    template = "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now"
+    return text(template, slot=datetime.fromisoformat(grid.due))
 
 
-def overdue_line(slot: object) -> Text:
-    """What is said of a slot that is overdue."""
-    return text(
-        "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now", slot=slot
-    )
+def short_number(count: int, language: str) -> str:
+    """4812 as 4.8k, 48120 as 48k, 1481200 as 1.5M: four characters at the most."""
+    if count < 1000:
+        return str(count)
+    value, unit = (count / 1e3, "k") if count < 999_500 else (count / 1e6, "M")
+    return written(f"{value:.1f}" if value < 9.95 else f"{value:.0f}", language) + unit
 
 
 def print_status(grid: DayGrid, console: Console, language: str) -> None:
-    """The grid, what its signs mean, how the last runs went, and the reason of each trouble."""
+    """The grid, what its letters mean, how the last runs went, and the reason of each trouble."""
+    print_grid(grid, console, language)
+    legend = []
+    for state, count in grid.tally.items():
+        legend.append(f"{state.look.letter} {state.told(language)} {count}")
+    console.print("\n" + "   ".join(legend), markup=False, highlight=False)
+    for line in run_lines(grid):
+        tell(console, line.told(language))
+    if grid.overdue:
+        tell(console, overdue_line(grid).told(language), style="bold red")
+    if grid.todays:
+        tell(console, "")
+        print_problems(console, [trouble.told(language) for trouble in grid.todays.values()])
+
+
+def print_grid(grid: DayGrid, console: Console, language: str) -> None:
+    """Today's grid; slots that do not fit beside each other stand below each other."""
     from rich.text import Text as Styled
 
-    plain = not console.encoding.startswith("utf")
-    for table in grid_tables(grid, console.width, language, plain):
-        console.print(table)
+    width = max(map(len, grid.cells), default=0)
+    most = max(1, (console.width - width) // SLOT_WIDTH)
+    for start in range(0, len(grid.slots), most):
+        slots = grid.slots[start : start + most]
+        heads = [f"{slot[11:13]:>{SLOT_WIDTH}}" for slot in slots]
+        tell(console, f"{f'{grid.now:%d/%m}':<{width}}{''.join(heads)}")
+        for name, cells in grid.cells.items():
+            line = Styled(f"{name:<{width}}")
+            for state, entry in map(cells.__getitem__, slots):
+                told = state.look.letter
+                if entry and state is State.DELIVERED:
+                    told = short_number(entry.rows, language)
+                line.append(f"{told:>{SLOT_WIDTH}}", state.look.style)
+            console.print(line, soft_wrap=True)
     if not grid.slots:
         tell(console, text("Nothing is due today").told(language))
-    legend = [f"{state.look.shown(plain)} {state.told(language)} {n}" for state, n in grid.tally.items()]
-    console.print(Styled("\n" + "   ".join(legend)))
-    for line in run_lines(grid, language):
-        tell(console, line)
-    if grid.overdue:
-        overdue = overdue_line(datetime.fromisoformat(grid.overdue))
-        tell(console, overdue.told(language), style="bold red")
-    if problems := list(todays_problems(grid, language)):
-        tell(console, "")
-        print_problems(console, problems)
-
-
-def grid_tables(grid: DayGrid, width: int, language: str, plain: bool) -> Iterator[Table]:
-    """The grid; where its slots do not fit beside each other, as several tables below each other."""
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text as Styled
-
-    def shown_cell(state: State, entry: Mailing | None) -> Styled:
-        if entry and state is State.DELIVERED:
-            return Styled(short_number(entry.rows, language), state.look.style)
-        return Styled(state.look.shown(plain), state.look.style)
-
-    lines = {name: [shown_cell(*cell) for cell in cells] for name, cells in grid.cells.items()}
-    name_width = min(max([5, *map(cell_len, lines)]), max(width - 32, width // 2))
-    columns = zip(*lines.values(), strict=True)
-    sizes = [max(2, *(cell.cell_len for cell in column)) + 1 for column in columns]
-    for part in parts(sizes, width - name_width):
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(f"{grid.now:%d/%m}", overflow="fold", width=name_width)
-        for at in part:
-            table.add_column(grid.slots[at][11:13], justify="right", no_wrap=True)
-        for name, line in lines.items():
-            table.add_row(Styled(name), *(line[at] for at in part))
-        yield table
-
-
-def parts(sizes: Sequence[int], most: int) -> Iterator[range]:
-    """The indices of sizes, in ranges of which each adds up to `most` or holds one alone."""
-    first, used = 0, 0
-    for at, size in enumerate(sizes):
-        if at > first and used + size > most:
-            yield range(first, at)
-            first, used = at, 0
-        used += size
-    if sizes:
-        yield range(first, len(sizes))
-
-
-def todays_problems(grid: DayGrid, language: str) -> Iterator[tuple[str, str, str, str]]:
-    """The last run's trouble, and each campaign's latest of today: who, what, message, hint."""
-
-    def told(entry: Mailing | PastRun) -> tuple[str, str]:
-        return entry.message or told_pickup(entry, language), entry.hint
-
-    if grid.last_run and grid.last_run.is_trouble:
-        yield text("the whole run").told(language), State.FAILED.told(language), *told(grid.last_run)
-    for name, cells in grid.cells.items():
-        for slot, (state, entry) in reversed(list(zip(grid.slots, cells, strict=True))):
-            if entry and state in NEED_A_PERSON:
-                again = "" if name in grid.attention else f" ({text('works again').told(language)})"
-                yield name, f"{slot[11:]} {state.told(language)}{again}", *told(entry)
-                break
 
 
 # light-dark() and color-mix(): where an old browser lacks them, the page is plain but whole.
@@ -5973,366 +5856,295 @@ th:first-child{position:sticky;left:0;border-left:0;background:var(--bg);text-al
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.6rem}
 .cards li,.problems li{border:1px solid var(--line);border-radius:.4rem;padding:.5rem .7rem}
 .problems li{margin:.5rem 0}.problems p{white-space:pre-line}
-svg{display:block;width:100%;height:2.6rem;fill:none;stroke:var(--soft);overflow:visible}
-path{vector-effect:non-scaling-stroke;stroke-linecap:round;stroke-linejoin:round}path.DELIVERED{stroke:currentColor}
-.rows{stroke-width:1.8}.dots{stroke-width:5}
+svg{display:block;width:100%;height:2.6rem;border-bottom:1px solid var(--line)}
+path{vector-effect:non-scaling-stroke;stroke:currentColor;stroke-width:1.2}
 #run.HELD{border-color:light-dark(#c98500,#f5d67b)}
-td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}td.COMING,td.NOT_DUE{background:none}
-""" + "".join(f".{state.name}{{color:light-dark({look.light},{look.dark})}}\n" for state, look in LOOKS.items())
+td,.chip,#run{background:color-mix(in srgb,currentColor 13%,var(--bg))}
+td.COMING,td.NOT_DUE{background:none}
+.COMING,.NOT_DUE{color:var(--soft)}
+.DELIVERED{color:light-dark(#14532d,#a5e0b2)}
+.EMPTY{color:light-dark(#0b5563,#a0dbe6)}
+.HELD{color:light-dark(#6b4500,#f5d67b)}
+.FAILED,.MISSED{color:light-dark(#a10d0d,#ffb0b0)}
+.NOT_TAKEN{color:light-dark(#8a3a00,#ffc08a)}
+.IN_DOUBT{color:light-dark(#6a1bb0,#dcbcff)}
+.RUNNING{color:light-dark(#0b4fa0,#a9d0ff)}
+"""
 
-# The page is static: the reader's clock tells how old it is, and which of the moments written here have come.
+# The page is static: the reader's clock tells how old it is, and whether a slot is overdue.
 PAGE_SCRIPT = """
-const get = id => document.getElementById(id), lang = document.documentElement.lang;
-const [time, words, due] = JSON.parse(get("run").dataset.facts);
-const age = (Date.now() - new Date(time)) / 6e4, unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
+const get = id => document.getElementById(id), {run, due} = get("run").dataset;
+const age = (Date.now() - new Date(run)) / 6e4;
+const unit = age < 90 ? "minute" : age < 2880 ? "hour" : "day";
 const ago = Math.round(-age / {minute: 1, hour: 60, day: 1440}[unit]);
-get("ago").textContent = time && ` (${new Intl.RelativeTimeFormat(lang).format(ago, unit)})`;
-const late = due.filter(([, moment]) => Date.now() >= new Date(moment)).pop();
-if (late) get("run").className = "FAILED";
-get("late").textContent = late ? words.replace("{slot}", late[0]) : "";
-const box = document.querySelector(".box"), hour = document.querySelector("[aria-current]");
-if (hour) {  // the last column that a narrow screen shows, after as many whole ones as fit
-  const [name, ...heads] = document.querySelectorAll("thead th");
-  const first = hour.offsetLeft + hour.offsetWidth - (box.clientWidth - name.offsetWidth);
-  box.scrollLeft = (heads.find(head => head.offsetLeft >= first) || hour).offsetLeft - name.offsetWidth;
-}
+const words = new Intl.RelativeTimeFormat(document.documentElement.lang);
+get("ago").textContent = run && ` (${words.format(ago, unit)})`;
+get("late").hidden = !(Date.now() >= new Date(due));
+if (!get("late").hidden) get("run").className = "FAILED";
 setTimeout(() => location.reload(), 3e5);
 """
 
 
-def sparkline(name: str, rows: Mapping[str, int], now: datetime, language: str) -> str:
-    """A campaign's rows by slot over two weeks as an SVG line, broken where nothing was delivered; median dashed."""
-    if not rows:
-        return f'<br><small class="soft">{escape(text("nothing delivered in two weeks").told(language))}</small>'
-    hours = [int(slot[11:13]) for slot in rows]
-    width = max(hours) - min(hours) + 2
-    height = heights(rows.values())
-    strokes: list[list[tuple[int, int]]] = []
-    for (slot, count), hour in zip(rows.items(), hours, strict=True):
-        days_ago = (now.date() - date.fromisoformat(slot[:10])).days
-        x = (PAGE_DAYS - 1 - days_ago) * width + hour - min(hours)
-        if not strokes or strokes[-1][-1][0] != x - 1:
-            strokes.append([])
-        strokes[-1].append((x, height(count)))
-    lone = [stroke[0] for stroke in strokes[:-1] if len(stroke) == 1]
-    line = "".join("M" + "L".join(f"{x} {y}" for x, y in stroke) for stroke in strokes)
-    dots = "".join(f"M{x} {y}h0" for x, y in [*lone, strokes[-1][-1]])
-    median = statistics.median(rows.values())
-    figures = text("latest {latest}, median {median}", latest=count, median=round(median)).told(language)
-    return (
-        f'<br><small class="soft">{escape(figures)}</small><svg role="img" viewBox="-1 0 {PAGE_DAYS * width} 42" '
-        f'preserveAspectRatio="none"><title>{escape(name)}: {escape(figures)}</title><path stroke-dasharray="3 4" '
-        f'd="M0 {height(median)}H{PAGE_DAYS * width - 1}"/>'
-        f'<path class="rows DELIVERED" d="{line}"/><path class="dots DELIVERED" d="{dots}"/></svg>'
-    )
+def html(told: Text, language: str) -> str:
+    """A text, as a page has it."""
+    return escape(told.told(language))
 
 
-def heights(counts: Collection[int]) -> Callable[[float], int]:
-    """How far down a count stands in a drawing 42 high: the lowest of counts near its foot, the highest near its head.
-
-    What varies by less than a fifth uses a part of the height only: a quiet campaign must not look like a wild one.
-    """
-    low, high = min(counts), max(counts)
-    span = max(high - low, high / 5, 1)
-    foot = (low + high - span) / 2
-    return lambda count: round(38 - 34 * (count - foot) / span)
-
-
-def status_page(past: Past, campaigns: Sequence[Campaign], hours: Hours, now: datetime, language: str) -> str:
-    """One self-contained HTML page from the ledger's entries of the last PAGE_DAYS, oldest first. Counts and names."""
-    grid = day_grid(past, campaigns, hours, now)
-    first, *others = (escape(line) for line in run_lines(grid, language))
-    attention = escape(attention_line(grid, language))
-    more = "".join(f"<br>{line}" for line in (*others, attention) if line)
-    overdue = overdue_line(datetime.fromisoformat(grid.overdue)).told(language) if grid.overdue else ""
-    chips = "".join(chip(state, language, f" {shown(count, language)}") for state, count in grid.tally.items())
-    cards = (
-        f"<li><b>{escape(name)}</b>{sparkline(name, rows, now, language)}\n"
-        for name, rows in trends(past.mailings, grid).items()
-    )
-    title, today = (escape(word.told(language)) for word in (text("Mailings"), text("Today")))
+def status_page(grid: DayGrid, language: str) -> str:
+    """One self-contained HTML page. Of the mailings it holds counts and names."""
+    title, today = html(text("Mailings"), language), html(text("Today"), language)
+    tally = [chip(state, language, f" {count}") for state, count in grid.tally.items()]
+    cards = [trend_card(name, grid.past.mailings, grid.now, language) for name in grid.cells]
+    problems = [page_problem(trouble, language) for trouble in grid.troubles[:PROBLEMS_SHOWN]]
     trend, latest = text("Contacts delivered in two weeks"), text("Latest problems")
-    generated = text("Generated {time}", time=now).told(language)
+    generated = html(text("Generated {time}", time=grid.now), language)
+    none = f"<li>{html(text('none in two weeks'), language)}"
     return f"""<!DOCTYPE html>
-<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<html lang="{"pt-BR" if language == "pt" else "en"}"><head><meta charset="utf-8">
+<title>{title}</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width,initial-scale=1">
 <style>{PAGE_STYLE}</style></head><body><header><h1>{title}</h1>
-<p id="run" class="{grid.look.name}" data-facts="{escape(page_facts(grid, language))}">
-{first}<span id="ago"></span>{more}<br>
-<span id="late">{escape(overdue)}</span></p></header><main>
-<h2>{today}, {now:%d/%m}</h2>
-<ul class="signs">{chips}</ul>
+{banner(grid, language)}</header><main>
+<h2>{today}, {grid.now:%d/%m}</h2>
+<ul class="signs">{"".join(tally)}</ul>
 {page_table(grid, language, today)}
-<h2>{escape(trend.told(language))}</h2><ul class="cards">{"".join(cards)}</ul>
-<h2>{escape(latest.told(language))}</h2>
-<ul class="problems">{page_problems(past, now, language)}</ul>
-</main><p class="soft">{escape(generated)} · {PROGRAM} {__version__}</p>
+<h2>{html(trend, language)}</h2><ul class="cards">{"".join(cards)}</ul>
+<h2>{html(latest, language)}</h2>
+<ul class="problems">{"".join(problems) or none}</ul>
+</main><p class="soft">{generated} · {PROGRAM} {__version__}</p>
 <script>{PAGE_SCRIPT}</script></body></html>
 """
 
 
-def page_facts(grid: DayGrid, language: str) -> str:
-    """What the page's script compares with the clock: the last run, and when which slot will be overdue, in words."""
-    last = grid.last_run
-    due = [
-        (shown(datetime.fromisoformat(slot), language), f"{overdue_at(slot):%Y-%m-%dT%H:%M}")
-        for slot in grid.due
-        if slot >= grid.overdue
-    ]
-    return json.dumps([last and last.changed, overdue_line("{slot}").told(language), due])
+def banner(grid: DayGrid, language: str) -> str:
+    """How the last run went, who needs attention, and what is overdue by the reader's clock."""
+    told = run_lines(grid)
+    if grid.attention:
+        names = [f"{name} ({state.told(language)})" for name, state in grid.attention.items()]
+        told.append(text("Need attention: {campaigns}", campaigns=names))
+    lines = [html(line, language) for line in told]
+    lines[0] += '<span id="ago"></span>'
+    run = grid.last_run.changed if grid.last_run else ""
+    due = overdue_at(grid.due).isoformat() if grid.due else ""
+    late = html(overdue_line(grid), language) if grid.due else ""
+    lines.append(f'<span id="late"{"" if grid.overdue else " hidden"}>{late}</span></p>')
+    opening = f'<p id="run" class="{grid.look.name}" data-run="{run}" data-due="{due}">'
+    return opening + "<br>".join(lines)
 
 
 def chip(state: State, language: str, more: str = "") -> str:
-    """A state with its word, as an item of a list."""
-    return f'<li><b class="chip {state.name}">{state.look.sign} {escape(state.told(language))}{more}</b>'
+    """A state as an item of a list."""
+    return f'<li><b class="chip {state.name}">{html(text(state), language)}{more}</b>'
 
 
 def page_table(grid: DayGrid, language: str, label: str) -> str:
-    """Today's grid. The slot of now is marked: a narrow screen opens there."""
+    """Today's grid."""
     if not grid.slots:
-        return f"<p>{escape(text('Nothing is due today').told(language))}</p>"
-    current = max([slot for slot in grid.slots if slot <= slot_of(grid.now)], default=grid.slots[0])
-    heads = "".join(
-        f'<th scope="col"{" aria-current=time" if slot == current else ""}>{slot[11:]}' for slot in grid.slots
-    )
-    lines = []
+        return f"<p>{html(text('Nothing is due today'), language)}</p>"
+    lines = [f'<tr><th scope="col">{html(text("campaign"), language)}']
+    lines += [f'<th scope="col">{slot[11:]}' for slot in grid.slots]
     for name, cells in grid.cells.items():
         breaking = escape(name).replace("_", "_<wbr>")
-        lines.append(f'<tr><th scope="row">{breaking}{"".join(page_cell(*cell, language) for cell in cells)}\n')
-    return (
-        f'<div class="box" tabindex="0" role="region" aria-label="{label}"><table>\n<thead><tr><th scope="col">'
-        f"{escape(text('campaign').told(language))}{heads}</thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        lines.append(f'\n<tr><th scope="row">{breaking}')
+        lines += [page_cell(*cell, language) for cell in cells.values()]
+    box = f'<div class="box" tabindex="0" role="region" aria-label="{label}">'
+    return f"{box}<table>{''.join(lines)}</table></div>"
 
 
 def page_cell(state: State, entry: Mailing | None, language: str) -> str:
-    """A cell of the grid: sign and rows, below them the time or the word."""
-    time = f"{datetime.fromisoformat(entry.changed):%H:%M}" if entry else ""
-    sent = f" {shown(entry.rows, language)}" if entry and entry.state is State.DELIVERED else ""
-    word = escape(state.told(language))
-    below = "" if state in (State.COMING, State.NOT_DUE) else word
-    if state is State.DELIVERED:
-        below = time
-    small = f"<br><small>{below}</small>" if below else ""
-    return f'<td class="{state.name}" title="{word} {time}"><b>{state.look.sign}{sent}</b>{small}'
+    """A cell of the grid: its state, or its rows with the time or the state below."""
+    word, time = html(text(state), language), ""
+    if entry:
+        time = f"{datetime.fromisoformat(entry.changed):%H:%M}"
+    told = {State.COMING: "", State.NOT_DUE: "–"}.get(state, word)
+    if entry and entry.state is State.DELIVERED:
+        below = time if state is State.DELIVERED else word
+        told = f"<b>{shown(entry.rows, language)}</b><br><small>{below}</small>"
+    return f'<td class="{state.name}" title="{word} {time}">{told}'
 
 
-def trends(entries: Iterable[Mailing], grid: DayGrid) -> dict[str, dict[str, int]]:
-    """The rows that each campaign of the grid delivered, by slot."""
-    rows: dict[str, dict[str, int]] = {name: {} for name in grid.cells}
-    for entry in entries:
-        if entry.state is State.DELIVERED and entry.campaign in rows:
-            rows[entry.campaign][entry.slot] = entry.rows
-    return rows
+def trend_card(name: str, mailings: Iterable[Mailing], now: datetime, language: str) -> str:
+    """What a campaign delivered in two weeks: a bar for each slot, as high as its rows."""
+    own = [entry for entry in mailings if entry.campaign == name]
+    rows = {entry.slot: entry.rows for entry in own if entry.state is State.DELIVERED}
+    first = datetime.fromisoformat(f"{now:%Y-%m-%d}") - timedelta(days=PAGE_DAYS)
+    figures, bars = text("nothing delivered in two weeks"), ""
+    if rows:
+        latest, median = list(rows.values())[-1], round(statistics.median(rows.values()))
+        figures = text("latest {latest}, median {median}", latest=latest, median=median)
+    for slot, count in rows.items():
+        hour = (datetime.fromisoformat(slot) - first) // timedelta(hours=1)
+        bars += f"M{hour} 40v-{round(38 * count / max(1, *rows.values()))}"
+    return (
+        f'<li><b>{escape(name)}</b><br><small class="soft">{html(figures, language)}</small>'
+        f'<svg aria-hidden="true" preserveAspectRatio="none" viewBox="0 0 {(PAGE_DAYS + 1) * 24} 40">'
+        f'<path class="DELIVERED" d="{bars}"/></svg>\n'
+    )
 
 
-def page_problems(past: Past, now: datetime, language: str) -> str:
-    """The latest troubles of two weeks, newest first, with what to do."""
-    whole = text("the whole run").told(language)
-    troubles: list[tuple[tuple[str, int], str]] = []
-    for name in [WHOLE_RUN, *dict.fromkeys(entry.campaign for entry in past.mailings)]:
-        entries = past.of(name)
-        worked = max((entry.changed for entry in entries if has_worked(entry)), default="")
-        for entry in entries:
-            if entry.is_trouble:
-                state = state_in_grid(entry, now) if isinstance(entry, Mailing) else State.FAILED
-                again = text("works again").told(language) if worked > entry.changed else ""
-                troubles.append(((entry.changed, entry.id), page_problem(name or whole, state, entry, again, language)))
-    items = [item for _, item in sorted(troubles, reverse=True)[:PROBLEMS_SHOWN]]
-    return "".join(items) or f"<li>{escape(text('none in two weeks').told(language))}"
-
-
-def has_worked(entry: Mailing | PastRun) -> bool:
-    """Whether an entry shows that what troubled earlier ones is over."""
-    if isinstance(entry, PastRun):
-        return entry.exit_code == 0
-    return entry.state in (State.DELIVERED, State.EMPTY) and not entry.is_trouble
-
-
-def page_problem(name: str, state: State, entry: Mailing | PastRun, again: str, language: str) -> str:
-    """An entry that needed a person; again: that it works again."""
+def page_problem(trouble: Trouble, language: str) -> str:
+    """What needed a person, and what to do."""
+    entry = trouble.entry
     time = shown(datetime.fromisoformat(entry.changed), language)
-    message = entry.message or told_pickup(entry, language)
+    again = html(text("works again"), language) if trouble.is_over else ""
     hint = f"<p>→ {escape(entry.hint)}</p>" if entry.hint else ""
     return (
-        f"{chip(state, language)} <b>{escape(name)}</b> "
-        f'<small class="soft">{time} {escape(again)}</small>'
-        f"<p>{escape(message)}</p>{hint}"
+        f"{chip(trouble.state, language)} <b>{escape(whose(entry, language))}</b> "
+        f'<small class="soft">{time} {again}</small><p>{escape(entry.message)}</p>{hint}'
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Aftermath: the page, alerts and the heartbeat, for those who are not looking. Nothing here can fail a run
+# Aftermath: page, alerts and heartbeat, for those who are not looking. Nothing here can fail a run
 # ---------------------------------------------------------------------------------------------------------------------
 
-ALERT_AGAIN = timedelta(hours=4)  # the same trouble is told when it begins, then this often, then when it is over
+ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, then when it is over
 TELL_TIMEOUT_S = 20
 
 
-def before_run(past: Past, end: Report | PipelineError, start: datetime) -> Past:
+def before_run(known: Past, mailings: Iterable[Mailing], start: datetime) -> Past:
     """What was there before a run that began at start; of other PCs, what was there before its own entries."""
+    own = {mailing.campaign: mailing.id for mailing in mailings if mailing.id}
+    earlier = [entry for entry in known.mailings if entry.id < own.get(entry.campaign, entry.id + 1)]
     moment = start.isoformat()
-    own = {mailing.campaign: mailing.id for mailing in end.mailings if mailing.id} if isinstance(end, Report) else {}
-
-    def was_there(entry: Mailing | PastRun) -> bool:
-        return entry.changed <= moment or entry.pc not in ("", PC)
-
-    earlier = [entry for entry in past.mailings if entry.id < own.get(entry.campaign, entry.id + 1)]
-    return Past(list(filter(was_there, earlier)), list(filter(was_there, past.runs)))
+    return Past([entry for entry in earlier if entry.changed <= moment or entry.pc not in ("", PC)], known.runs)
 
 
-def alert_lines(
-    before: Past, troubles: Mapping[str, Sequence[Text]], good: Iterable[str], now: datetime
-) -> tuple[list[Text], list[Text]]:
-    """Which troubles (by campaign, WHOLE_RUN for the run) are told now, and what works again.
+End = Report | PipelineError  # how a run ended
 
-    before: from before this run. A trouble is told when it begins and once in every ALERT_AGAIN.
-    """
-    told_now: list[Text] = []
-    for name, lines in troubles.items():
-        streak = list(itertools.takewhile(lambda entry: entry.is_trouble, reversed(before.of(name))))
-        if streak:
-            began, last = (datetime.fromisoformat(streak[at].changed) for at in (-1, 0))
-            if (now - began) // ALERT_AGAIN == (last - began) // ALERT_AGAIN:
-                continue
-        first, *more = lines
-        told_now += [text("{campaign}: {message}", campaign=name, message=first) if name else first, *more]
-    recovered = []
-    for name in good:
-        if (past := before.of(name)) and past[-1].is_trouble:
-            again = text("the program works again")
-            recovered.append(text("{campaign}: works again", campaign=name) if name else again)
-    return told_now, recovered
+
+def told_end(end: End, language: str) -> tuple[str, str]:
+    """How a run ended, and what to do."""
+    lines = end.lines[:-1] if end.hint else end.lines
+    hint = end.hint.told(language) if end.hint else ""
+    return "\n".join(line.told(language) for line in lines), hint
+
+
+def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple[list[str], list[str]]:
+    """What is told after a run: trouble that begins or goes on, and what works again."""
+
+    def streak(entry: Entry) -> int:
+        """For how many entries in a row its campaign has been in trouble already."""
+        earlier = [past for past in before.entries if past.campaign == entry.campaign]
+        return len(list(itertools.takewhile(lambda past: past.is_trouble, reversed(earlier))))
+
+    troubled, working = [], []
+    for trouble in reversed(troubles_of(this, now)):
+        if streak(trouble.entry) % ALERT_EVERY == 0:
+            problem = trouble.told(language)
+            troubled += [problem.sentence, *([f"    -> {problem.hint}"] if problem.hint else [])]
+    for entry in this.entries:
+        if state_in_grid(entry, now) in WORKING and streak(entry):
+            working.append(f"{whose(entry, language)}: {text('works again').told(language)}")
+    return troubled, working
 
 
 def missed_slots(before: Past, hours: Hours, now: datetime) -> list[str]:
-    """The slots since the last run in which one should have started: the PC was off, or the task disabled."""
-    missed = []
-    if before.runs:
-        slot = datetime.fromisoformat(before.runs[-1].slot) + timedelta(hours=1)
-        while f"{slot:%Y-%m-%d %H:%M}" < slot_of(now):
-            missed += [f"{slot:%d/%m %H:%M}"] if hours.inside(slot.replace(minute=59)) else []
-            slot += timedelta(hours=1)
-    return missed
+    """The slots since the last run in which one was due: the PC was off, or the task disabled."""
+    due = due_after(before.runs[-1].slot, hours, now) if before.runs else []
+    return [f"{datetime.fromisoformat(slot):%d/%m %H:%M}" for slot in due if slot < slot_of(now)]
+
+
+def failure(action: Callable[[], object]) -> str:
+    """Why an action failed, or ''; in TELL_TIMEOUT_S, whatever the other side trickles."""
+    why = [str(TIMED_OUT)]
+
+    def act() -> None:
+        try:
+            why[0] = "" if action() else "refused"
+        except Exception as error:
+            why[0] = type(error).__name__  # its text may quote a URL
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(TELL_TIMEOUT_S)
+    return why[0]
 
 
 def send_alert(urls: str, title: str, body: str) -> None:
-    """One message in plain text to every apprise URL, in TELL_TIMEOUT_S at the most; no URL is ever logged."""
+    """One message in plain text to every apprise URL; no URL is ever logged."""
 
-    def send() -> None:
-        try:
-            import apprise
+    def send() -> object:
+        import apprise
 
-            logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-            plain = apprise.NotifyFormat.TEXT
-            done.append(bool(apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)))
-        except ImportError:
-            log.error(text("ALERT_URLS is set, but the package apprise is missing: python -m pip install apprise"))
-        except Exception as error:
-            bug(error)
+        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+        plain = apprise.NotifyFormat.TEXT
+        return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
-    done: list[bool] = []
-    in_time(send, "alert")
-    if not any(done):
-        log.error(text("the alert could not be sent: check ALERT_URLS"))
+    if why := failure(send):
+        template = "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise"
+        log.error(text(template, reason=why))
 
 
 def fetch_heartbeat(url: str) -> None:
     """Tell a monitor that this run ended well."""
-    import http.client
     import urllib.request
 
-    def fetch() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=TELL_TIMEOUT_S):
-                done.append(True)
-        except (OSError, ValueError, http.client.HTTPException) as error:  # whose text may quote the URL
-            log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=type(error).__name__))
-            done.append(False)
-
-    done: list[bool] = []
-    in_time(fetch, "heartbeat")
-    if not done:
-        log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=TIMED_OUT))
+    if why := failure(lambda: urllib.request.urlopen(url, timeout=TELL_TIMEOUT_S).close() is None):
+        log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=why))
 
 
-def in_time(action: Callable[[], None], name: str) -> None:
-    """Do it, and wait TELL_TIMEOUT_S for it at the most, whatever the other side trickles."""
-    thread = threading.Thread(target=action, name=name, daemon=True)
-    thread.start()
-    thread.join(TELL_TIMEOUT_S)
-
-
-def aftermath(settings: Settings, files: QueryFiles, end: Report | PipelineError, clock: Clock) -> None:
-    """After a run, however it ended: its own entry in the ledger, the page, alerts, the heartbeat."""
-    now = clock.now()
-    start = end.start if isinstance(end, Report) else now
-    before = Past()
+def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> None:
+    """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
+    now, before = clock.now(), Past()
+    start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
+    run = past_run(end, start, now, settings.language)
     try:
         with contextlib.closing(open_ledger(settings, clock)) as ledger:
-            before = before_run(recent(ledger, now), end, start)
-            note_run(ledger, end, start, settings.language)
-            page = status_page(recent(ledger, now), files.campaigns, settings.hours, now, settings.language)
-            write_page(settings, page)
+            known = recent(ledger, now)
+            before = before_run(known, mailings, start)
+            ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
+        write_page(settings, files.campaigns, Past(known.mailings, [*known.runs, run]), now)
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
-    alert(settings, end, before, now)
+    ours = [mailing for mailing in mailings if mailing.pc in ("", PC)]  # what another brought, that one tells
+    alert(settings, Past(ours, (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
 
 
-def note_run(ledger: Ledger, end: Report | PipelineError, start: datetime, language: str) -> None:
-    """How the run ended, in the ledger."""
-    if isinstance(end, Report):
-        ledger.note_run(slot_of(start), end.exit_code, True, end.totals.told(language), "")
-        return
-    *lines, last = [line.told(language) for line in end.lines]
-    lines, hint = (lines, end.hint.told(language)) if end.hint else ([*lines, last], "")
-    ledger.note_run(slot_of(start), end.exit_code, False, "\n".join(lines), hint)
+def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun:
+    """How a run ended, as the ledger keeps it."""
+    message, hint = told_end(end, language)
+    return PastRun(
+        id=0,
+        slot=slot_of(start),
+        exit_code=end.exit_code,
+        started=isinstance(end, Report),
+        message=message,
+        hint=hint,
+        pc=PC,
+        changed=now.isoformat(),
+    )
 
 
-def write_page(settings: Settings, page: str) -> None:
+def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime) -> None:
     """The status page, whole or not at all."""
+    page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
     file = LocalFile(settings.output / "status.html")
     file.write(page.encode())
     file.keep()
 
 
-def alert(settings: Settings, end: Report | PipelineError, before: Past, now: datetime) -> None:
-    """Tell of trouble that begins, goes on or is over; before: what the ledger knew before this run."""
-    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])  # a PC has its own run's troubles
-    told_now, recovered = alert_lines(ours, *troubles_of(end), now)
+def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
+    """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
+    language = settings.language
+    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])  # a PC's own runs' trouble
+    troubled, working = alert_lines(this, ours, now, language)
     if missed := missed_slots(before, settings.hours, now):
-        told_now.append(text("no run in the slots {slots}", slots=missed))
-        log.warning(told_now[-1])
-    if not settings.alert_urls or not (told_now or recovered):
+        no_run = text("no run in the slots {slots}", slots=missed)
+        troubled.append(no_run.told(language))
+        log.warning(no_run)
+    if not settings.alert_urls or not (troubled or working):
         return
-    title = text("mailings need a person") if told_now else text("mailings work again")
-    if told_now:
-        told_now.append(text("the next hourly run tries again by itself; nothing is ever sent twice"))
-    body = "\n".join(line.told(settings.language) for line in told_now + recovered)
-    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(settings.language)}", body)
-
-
-def troubles_of(end: Report | PipelineError) -> tuple[dict[str, Sequence[Text]], list[str]]:
-    """What needs a person after this run, by campaign, and which campaigns went well."""
-    if isinstance(end, PipelineError):
-        return {WHOLE_RUN: end.lines}, []
-    troubles: dict[str, Sequence[Text]] = {}
-    good = [WHOLE_RUN]
-    for mailing in end.mailings:
-        if mailing.pc not in ("", PC):
-            continue  # that PC tells it
-        if (mailing.error and mailing.error.exit_code) or mailing.pickup in TROUBLED_PICKUPS:
-            told_why = text("{message}", message=mailing.message)
-            lines = mailing.error.lines if mailing.error else [told_why]
-            state = text("{state}: {message}", state=text(mailing.state), message=lines[0])
-            troubles[mailing.campaign] = [state, *lines[1:]]
-        elif mailing.state in (State.DELIVERED, State.EMPTY):
-            good.append(mailing.campaign)
-    return troubles, good
+    title = text("mailings need a person") if troubled else text("mailings work again")
+    if troubled:
+        calming = text("the next hourly run tries again by itself; nothing is ever sent twice")
+        troubled.append(calming.told(language))
+    body = "\n".join(troubled + working)
+    send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(language)}", body)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6340,18 +6152,25 @@ def troubles_of(end: Report | PipelineError) -> tuple[dict[str, Sequence[Text]],
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def early_language(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """The operator's language before the settings are read: for --help, wrong usage, settings with faults."""
-    named = [value for option, value in itertools.pairwise(argv) if option == "--config"]
-    named += [option.partition("=")[2] for option in argv if option.startswith("--config=")]
-    path = Path(named[-1]) if named else Path(__file__).absolute().parent / "config.env"
-    written = environ.get("LANGUAGE", "")
-    if written not in LANGUAGES:
-        with contextlib.suppress(OSError):
-            lines = path.read_bytes().decode("utf-8-sig", "replace")
-            found = re.search(r"(?m)^\s*LANGUAGE\s*=\s*['\"]?(\w+)", lines)
-            written = found[1].lower() if found else ""
-    return written if written in LANGUAGES else "en"
+Asked = argparse.Namespace  # what the options ask for
+
+
+def config_path(named: str | None) -> Path:
+    """The settings: what --config names, or config.env beside the program."""
+    return Path(named or Path(__file__).absolute().parent / "config.env").absolute()
+
+
+def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
+    """The operator's language before the settings are read: for --help and early faults."""
+    if (wanted := environ.get("LANGUAGE", "")) in LANGUAGES:
+        return wanted
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", nargs="?")
+    told = ""
+    with contextlib.suppress(OSError):
+        told = config_path(early.parse_known_args(argv)[0].config).read_text("utf-8-sig", "replace")
+    found = re.search(rf"(?mi)^\s*LANGUAGE\s*=\s*['\"]?({'|'.join(LANGUAGES)})\b", told)
+    return found[1].lower() if found else "en"
 
 
 def parser(language: str = "en") -> argparse.ArgumentParser:
@@ -6361,7 +6180,8 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         return text(template).told(language)
 
     words = ARGPARSE_PORTUGUESE if language == "pt" else {}
-    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]  # as gettext would
+    # argparse asks gettext, by this name.
+    argparse._ = lambda message: words.get(message, message)  # type: ignore[attr-defined]
     codes = "\n".join(f"  {code.value}  {code.meaning.told(language)}" for code in ExitCode)
     made = argparse.ArgumentParser(
         prog=f"{PROGRAM}.py",
@@ -6369,125 +6189,116 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
             "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."
         ),
         epilog=f"{say('exit codes:')}\n{codes}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    mode = made.add_mutually_exclusive_group()
-    switch = {"action": "store_true"}
-    campaigns = {"action": "append", "default": [], "metavar": "CAMPAIGN"}
-    options: tuple[tuple[Any, str, dict[str, Any], str], ...] = (
-        (mode, "--dry-run", switch, say("export and judge everything, send nothing (output/dry-run)")),
-        (mode, "--check", switch, say("test settings, queries, logins and folders; send nothing")),
-        (mode, "--status", switch, say("show what was delivered today")),
-        (made, "--scheduled", switch, say("started by the Task Scheduler: plain output, quiet outside the hours")),
-        (made, "--only", campaigns, say("only this campaign (may be repeated)")),
-        (made, "--resend", switch, say("also what this slot has delivered already, under a new name")),
-        (made, "--ignore-hours", switch, say("run by hand outside the operating hours")),
-        (
-            made,
-            "--config",
-            {"type": Path, "metavar": "FILE"},
-            say("the settings (default: config.env beside the program)"),
-        ),
-        (made, "--json", switch, say("the report as one JSON object on stdout")),
-    )
-    for group, option, how, meaning in options:
-        group.add_argument(option, help=meaning, **how)
-    version = f"{PROGRAM} {__version__}"
-    made.add_argument(
-        "--version", action="version", version=version, help=say("show program's version number and exit")
-    )
+    one_of = made.add_mutually_exclusive_group()
+    for group, option, meaning in (
+        (one_of, "--dry-run", say("export and judge everything, send nothing (output/dry-run)")),
+        (one_of, "--check", say("test settings, queries, logins and folders; send nothing")),
+        (one_of, "--status", say("show what was delivered today")),
+        (made, "--scheduled", say("started by the Task Scheduler: plain output, quiet outside the hours")),
+        (made, "--only", say("only this campaign (may be repeated)")),
+        (made, "--resend", say("also what this slot has delivered already, under a new name")),
+        (made, "--ignore-hours", say("run by hand outside the operating hours")),
+        (made, "--config", say("the settings (default: config.env beside the program)")),
+        (made, "--json", say("the report as one JSON object on stdout")),
+        (made, "--version", say("show program's version number and exit")),
+    ):
+        group.add_argument(option, help=meaning, **OPTIONS.get(option, {"action": "store_true"}))
     return made
 
 
-class LineFormatter(logging.Formatter):
-    """Local time with its offset, and one line per fact; English in the file, the operator's language on stderr."""
+HelpFormatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100)
 
-    def __init__(self, language: str = "en") -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+# The options that are more than a switch.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--only": {"action": "append", "default": [], "metavar": "CAMPAIGN"},
+    "--config": {"metavar": "FILE"},
+    "--version": {"action": "version", "version": f"{PROGRAM} {__version__}"},
+}
+
+
+def stamp(moment: datetime) -> str:
+    """2026-12-22 12:00:05.123-03:00"""
+    return moment.isoformat(" ", "milliseconds")
+
+
+class LineFormatter(logging.Formatter):
+    """Local time with its offset, and one line per fact."""
+
+    def __init__(self, language: str) -> None:
         self.language = language
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
+        told = record.getMessage()
         if isinstance(record.msg, Text):
-            record.message = record.msg.told(self.language)
-        return super().formatMessage(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002
-        return datetime.fromtimestamp(record.created).astimezone().isoformat(" ", "milliseconds")
+            told = record.msg.told(self.language)
+        time = stamp(datetime.fromtimestamp(record.created).astimezone())
+        return f"{time} {record.levelname} {told}"
 
 
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
-    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows. Raises SettingsFault."""
-    path = settings.local(settings.log_dir) / f"{PROGRAM}_{clock.now():%Y-%m-%d}.log"
+    """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows.
+
+    Raises SettingsFault.
+    """
+    now = clock.now()
+    path = settings.local(settings.log_dir) / f"{PROGRAM}_{now:%Y-%m-%d}.log"
+    started = f"{stamp(now)} INFO {PROGRAM} {__version__} started\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(LineFormatter())
-        started = log.makeRecord(PROGRAM, logging.INFO, "", 0, f"{PROGRAM} {__version__} started", (), None)
-        if file.stream:  # a full disk shows here; logging itself would swallow it
-            file.stream.write(file.format(started) + "\n")
-            file.stream.flush()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(started)  # a full disk shows here; logging would swallow it
+        log.handlers = [logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
         fault = text("{path}: cannot be written: {reason}; make LOG_DIR writable", path=path, reason=reason)
         raise SettingsFault(fault) from None
-    handlers: list[logging.Handler] = [file]
     if console and sys.stderr:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[1].setFormatter(LineFormatter(settings.language))
-    log.handlers, log.propagate = handlers, False
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.handlers[1].setFormatter(LineFormatter(settings.language))
+    log.handlers[0].setFormatter(LineFormatter("en"))
+    log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
+    paramiko = logging.getLogger("paramiko")
+    paramiko.setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
 
 
-def make_console(arguments: argparse.Namespace) -> Console:
-    """Standard output for a person; plain text where nobody looks, or where it has gone."""
+def make_console(asked: Asked) -> Console | None:
+    """Standard output for a person; plain text where nobody looks; None if it is not for a person."""
     from rich.console import Console
 
     class PatientConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would end the program with 1
             raise BrokenPipeError
 
-    stream = sys.stdout
-    if stream is None or arguments.json:
-        stream = io.StringIO()
-    elif isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
-    if arguments.scheduled or not stream.isatty():
-        return PatientConsole(file=stream, force_terminal=False, no_color=True, width=120)
-    return PatientConsole(file=stream)
+    if asked.json or not sys.stdout:
+        return None
+    if asked.scheduled or not sys.stdout.isatty():
+        return PatientConsole(force_terminal=False, no_color=True, width=120)
+    return PatientConsole()
 
 
 @contextlib.contextmanager
 def showing() -> Iterator[None]:
-    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing of what was done."""
-    lost = set()  # what is longer than the buffer fails here, and the flush below finds nothing more to write
+    """What cannot be shown (a full disk behind stdout, a reader that went away) changes nothing."""
     try:
         yield
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except OSError:
-        lost.add(1)
-    except ValueError as error:
-        if "closed file" not in str(error):
-            raise
-        lost.add(1)
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        try:
-            if stream:
-                stream.flush()
-        except (OSError, ValueError):
-            lost.add(number)
-        if number in lost:
-            log.warning(text("not everything could be shown: standard output cannot be written"))
-            if number == 1 and sys.stderr and not log.handlers:
-                print("standard output cannot be written", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # or Python itself would end with 120
+        log.warning(text("not everything could be shown: standard output cannot be written"))
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, in ASCII so that every console and reader takes it."""
-    if sys.stdout:
-        print(json.dumps(value))
+def show(console: Console | None, printed: Callable[[Console], None], value: object) -> None:
+    """An outcome: on the console, or as one JSON object in ASCII, which every reader takes."""
+    with showing():
+        if console:
+            printed(console)
+        elif sys.stdout:
+            print(json.dumps(value))
 
 
 def missing_packages() -> list[str]:
@@ -6497,120 +6308,96 @@ def missing_packages() -> list[str]:
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 
-def load(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
+def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
     """Settings and query files. Raises SettingsFault with every fault of both."""
     if missing := missing_packages():
         message = text("this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing)
-        raise SettingsFault(
-            message, text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
-        )
-    path = (arguments.config or Path(__file__).absolute().parent / "config.env").absolute()
-    sends = not (arguments.dry_run or arguments.status)
+        cure = text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
+        raise SettingsFault(message, cure)
+    path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
     faults: list[Text] = []
-    files = QueryFiles((), (), ())
     try:
-        settings = load_settings(path, environ, sends=sends, knows_host=not arguments.check)
+        settings = load_settings(path, environ, sends=sends, knows_host=not asked.check)
     except SettingsFault as error:
         if error.settings is None:
             raise
         settings, faults = error.settings, [*error.faults]
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
-        choose(files, arguments.only)
-    except UsageFault as error:
-        raise UsageFault(*faults, *error.faults, settings=settings) from None
+        choose(files, asked.only)
     except SettingsFault as error:
-        faults += error.faults
+        raise type(error)(*faults, *error.faults, settings=settings) from None
     if faults:
-        faults += [fault for broken in files.broken for fault in broken.told]
-        raise SettingsFault(*faults, settings=settings)
+        broken = itertools.chain.from_iterable(query.told for query in files.broken)
+        raise SettingsFault(*faults, *broken, settings=settings)
     return settings, files
 
 
-def show_status(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
-    console, now, past = make_console(arguments), clock.now(), Past()
+    now, past, language = clock.now(), Past(), settings.language
     if settings.has_ledger:
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
-    grid = day_grid(past, files.campaigns, settings.hours, now)
-    with showing():
-        if arguments.json:
-            print_json(status_json(grid))
-        print_status(grid, console, settings.language)
+    grid = DayGrid(past, files.campaigns, settings.hours, now)
+    show(make_console(asked), lambda console: print_status(grid, console, language), status_json(grid))
     return ExitCode.OK
 
 
-def show_check(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
-    console, chosen = make_console(arguments), choose(files, arguments.only)
-    findings = check(settings, chosen, clock)
-    code = check_code(findings)
-    with showing():
-        if arguments.json:
-            lines = [
-                {"what": str(line.what), "ok": not line.error, "message": str(line.told), "hint": str(line.hint or "")}
-                for line in findings
-            ]
-            print_json({"exit_code": code.value, "meaning": str(code.meaning), "checks": lines})
+    findings = check(settings, choose(files, asked.only), clock)
+    code, lines = check_code(findings), []
+    for line in findings:
+        told = {"message": str(line.told), "hint": str(line.hint or "")}
+        lines.append({"what": str(line.what), "ok": not line.error} | told)
+
+    def printed(console: Console) -> None:
         print_findings(findings, console, settings.language)
         tell(console, closing_line(code).told(settings.language))
+
+    show(make_console(asked), printed, code_json(code) | {"checks": lines})
     return code
 
 
-def closing_line(code: ExitCode) -> Text:
-    """The last thing that every call says."""
-    return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
-
-
-def deliver(arguments: argparse.Namespace, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """A run, or its rehearsal. Raises PipelineError."""
-    options = Options(
-        arguments.dry_run, arguments.scheduled, tuple(arguments.only), arguments.resend, arguments.ignore_hours
-    )
+    only = tuple(asked.only)
+    options = Options(asked.dry_run, asked.scheduled, only, asked.resend, asked.ignore_hours)
     reason = settings.hours.why_not(clock.now())
     if reason and not (options.ignore_hours or options.dry_run):
         if options.scheduled:
             log.info(text("outside the hours, nothing to do: {reason}", reason=reason))
             return ExitCode.OK
-        raise OutsideHours(reason, text("wait, or use --ignore-hours if you really want to start calls now"))
+        hint = text("wait, or use --ignore-hours if you really want to start calls now")
+        raise OutsideHours(reason, hint)
     for note in files.notes:
         log.info(note)
-    console = make_console(arguments)
+    console = make_console(asked)
     report = (rehearse if options.dry_run else run)(settings, files, options, clock, console)
-    code = report.exit_code
-    log.info(
-        text(
-            "slot {slot}: {totals} in {seconds} s; {outcome}",
-            slot=datetime.fromisoformat(report.slot),
-            totals=report.totals,
-            seconds=f"{report.seconds:.1f}",
-            outcome=closing_line(code),
-        )
-    )
+    template = "slot {slot}: {totals} in {seconds} s; {outcome}"
+    slot, seconds = datetime.fromisoformat(report.slot), f"{report.seconds:.1f}"
+    outcome = closing_line(report.exit_code)
+    log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
-    with showing():
-        if arguments.json:
-            print_json(report.as_json())
-        print_report(report, console, settings.language)
-    return code
+    show(console, lambda console: print_report(report, console, settings.language), report.as_json())
+    return report.exit_code
 
 
-def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
-    """The one thing that the options ask for: its exit code. An error that stops all of it is told here.
+def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
+    """The one thing that the options ask for; an error that stops all of it is told here.
 
     language: the operator's, as far as it is known before the settings are.
     """
     settings: Settings | None = None
     files = QueryFiles((), (), ())
-    looks = arguments.check or arguments.status
     try:
-        settings, files = load(arguments, environ)
-        if not arguments.status:
-            open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
-        action = show_status if arguments.status else show_check if arguments.check else deliver
-        return action(arguments, settings, files, clock)
+        settings, files = load(asked, environ)
+        if asked.status:
+            return show_status(asked, settings, files, clock)
+        open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
+        return (show_check if asked.check else deliver)(asked, settings, files, clock)
     except PipelineError as found:
         fault = found
     except KeyboardInterrupt:
@@ -6618,46 +6405,45 @@ def act(arguments: argparse.Namespace, environ: Mapping[str, str], clock: Clock,
     except Exception as found:
         fault = bug(found)
     settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
-    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not arguments.scheduled
-    if settings and not (looks or arguments.dry_run or by_hand):
+    looks = asked.check or asked.status or asked.dry_run
+    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not asked.scheduled
+    if settings and not (looks or by_hand):
         if not log.handlers:
             with contextlib.suppress(SettingsFault):
                 open_log(settings, clock, console=False)
-        aftermath(settings, files, fault, clock)
-    tell_fault(fault, settings.language if settings else language, arguments.json)
+        with contextlib.suppress(KeyboardInterrupt):
+            aftermath(settings, files, fault, clock)
+    tell_fault(fault, settings.language if settings else language, asked.json)
     return fault.exit_code
 
 
 def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
-    """What stopped everything: in the log in English, on standard error in the operator's language."""
+    """What stopped everything: in the log in English, on stderr in the operator's language."""
     lines = [*fault.lines, closing_line(fault.exit_code)]
-    if log.handlers:
-        for line in lines:
-            log.error(line)
+    for line in lines if log.handlers else ():
+        log.error(line)
+    is_told = any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers)
     with showing():
-        if isinstance(sys.stderr, io.TextIOWrapper):
-            sys.stderr.reconfigure(errors="replace")
-        if sys.stderr and not any(getattr(handler, "stream", None) is sys.stderr for handler in log.handlers):
+        if sys.stderr and not is_told:
             print("\n".join(line.told(language) for line in lines), file=sys.stderr)
-        if as_json:
-            code = fault.exit_code
-            error = "\n".join(map(str, fault.lines[:-1] if fault.hint else fault.lines))
-            told = {"error": error, "hint": str(fault.hint or "")}
-            print_json({"exit_code": code.value, "meaning": str(code.meaning)} | told)
+        if sys.stdout and as_json:
+            error, hint = told_end(fault, "en")
+            print(json.dumps(code_json(fault.exit_code) | {"error": error, "hint": hint}))
 
 
 def main(
     argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, clock: Clock | None = None
 ) -> int:
-    """Run the program; returns its exit code. Nothing is raised but argparse's SystemExit (code 2 for wrong usage)."""
+    """Run the program; returns its exit code.
+
+    Nothing is raised but argparse's SystemExit (code 2 for wrong usage).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
     environ = os.environ if environ is None else environ
-    language = early_language(sys.argv[1:] if argv is None else argv, environ)
-    arguments = parser(language).parse_args(argv)
-    try:
-        return act(arguments, environ, clock or Clock(), language)
-    except KeyboardInterrupt:  # after the run itself, beside the page or the alerts
-        tell_fault(Stopped(BY_OPERATOR), language, arguments.json)
-        return ExitCode.PARTIAL
+    language = early_language(argv, environ)
+    return act(parser(language).parse_args(argv), environ, clock or Clock(), language)
 
 
 CLOSE_GRACE_S = 4.5
@@ -6669,16 +6455,16 @@ def interrupt(*_: object) -> None:
 
 
 def heed_closing_window() -> object:
-    """On Windows, end the run in order when the console window is closed; what it returns must be kept until the end.
+    """On Windows, end the run in order when its window is closed; keep what it returns until then.
 
-    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when the handler
-    returns, as that of the C runtime does after raising SIGBREAK: so ours waits for the run to be over.
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when
+    the handler returns, as the C runtime's does after raising SIGBREAK: ours waits for the run.
     """
     import _thread
     import ctypes
 
     def closing(event: int) -> int:
-        if event == 0:  # Ctrl+C, which Python handles itself; 1 break, 2 close, 5 log-off, 6 shutdown
+        if event == 0:  # Ctrl+C, which Python handles; 1 break, 2 close, 5 log-off, 6 shutdown
             return 0
         _thread.interrupt_main()
         time.sleep(CLOSE_GRACE_S)
@@ -6690,7 +6476,7 @@ def heed_closing_window() -> object:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with code at once: an interpreter that takes itself apart first needs another 80 ms for it."""
+    """End the process at once: an interpreter that takes itself apart first needs another 80 ms."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # `showing` has said so
@@ -6741,22 +6527,10 @@ PORTUGUESE: dict[str, str] = {
     "fri": "sexta",
     "sat": "sábado",
     "sun": "domingo",
-    "Monday": "segunda-feira",
-    "Tuesday": "terça-feira",
-    "Wednesday": "quarta-feira",
-    "Thursday": "quinta-feira",
-    "Friday": "sexta-feira",
-    "Saturday": "sábado",
-    "Sunday": "domingo",
-    "{first}-{last}": "de {first} a {last}",
-    "every day": "todos os dias",
-    "{days} and {last}": "{days} e {last}",
     "{day} is a holiday (HOLIDAYS)": "{day} é feriado (HOLIDAYS)",
-    "it is {day}: runs {days} ({key})": "hoje é {day}: funciona {days} ({key})",
-    "it is {time}: runs {hours} on {day} ({key})": "são {time}: o horário de {day} é {hours} ({key})",
+    "it is {day} {time}: runs {hours} ({key})": "hoje é {day}, {time}: o horário é {hours} ({key})",
+    "{first}-{last}": "de {first} a {last}",
     "{days} {hours}": "{days} {hours}",
-    "{hours} {days}": "{hours} {days}",
-    "{parts}": "{parts}",
     "the run's deadline of {minutes} minutes has passed": "o prazo de {minutes} minutos da execução se esgotou",
     "the run was stopped": "a execução foi interrompida",
     "the next run starts afresh; nothing old is sent": "a próxima execução começa do zero; nada antigo é enviado",
@@ -6766,145 +6540,96 @@ PORTUGUESE: dict[str, str] = {
     "{who}: retry {number} of {most} in {seconds} s: {reason}": (
         "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
     ),
+    "line {line}: {fault}": "linha {line}: {fault}",
     "holds a character that cannot be seen; type it anew": "contém um caractere invisível; digite de novo",
     "must be a whole number from {low} to {high}": "deve ser um número inteiro de {low} a {high}",
     "must be one of: {choices}": "deve ser um destes valores: {choices}",
     "must be one character such as ; or , or | or \\t": "deve ser um caractere como ; ou , ou | ou \\t",
-    "must be days such as mon-sat or mon,wed,fri": "deve ter dias como mon-sat ou mon,wed,fri (em inglês)",
-    "must name its days from Monday to Sunday, such as mon-sat": (
-        "deve citar os dias na ordem de segunda a domingo, como mon-sat (em inglês)"
+    "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri": (
+        "deve ter dias de segunda a domingo, como mon-sat ou mon,wed,fri (em inglês)"
     ),
-    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00": (
-        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (dias em inglês)"
+    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice": (
+        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (em inglês); nenhum dia duas vezes"
     ),
-    "must begin before it ends, such as 08:00-20:00": "deve começar antes de terminar, como 08:00-20:00",
-    "gives a day its hours twice": "dá dois horários ao mesmo dia",
     "has hours for {days}, which {key} leaves out": "tem horário para {days}, fora dos dias de {key}",
-    "leaves no day on which anything runs, together with {key}": (
-        "junto com {key}, não deixa nenhum dia para executar"
-    ),
     "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
-    "must be a path with / such as /entrada/cobranca_30d, without .. and without a backslash": (
+    "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash": (
         "deve ser um caminho com / como /entrada/cobranca_30d, sem .. e sem barra invertida"
     ),
-    "must give a legal file name, such as {example} (no {without}, at most 200 characters)": (
-        "deve resultar em um nome de arquivo válido, como {example} (sem {without}, no máximo 200 caracteres)"
-    ),
-    "must not begin with a dot: many dialers overlook such files": (
-        "não pode começar com ponto: muitos discadores não enxergam esses arquivos"
-    ),
-    "gives {name}, which Windows takes for a device; put mailing_ before it": (
-        "resulta em {name}, que o Windows toma por um dispositivo; ponha mailing_ na frente"
-    ),
-    "must end in .csv or .txt": "deve terminar em .csv ou .txt",
     "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name": (
         "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
     ),
-    "must hold {{id}}, which is different for each upload, such as .part-{{id}}": (
-        "deve conter {{id}}, que muda a cada envio, como .part-{{id}}"
+    "must give a legal file name that ends in .csv or .txt, such as {example}": (
+        "deve resultar em um nome de arquivo válido que termine em .csv ou .txt, como {example}"
     ),
-    "must give a legal file name, such as .part-{{id}}": (
-        "deve resultar em um nome de arquivo válido, como .part-{{id}}"
-    ),
-    "must not end in .csv or .txt: the dialer would take a file that is not whole": (
-        "não pode terminar em .csv ou .txt: o discador pegaria um arquivo incompleto"
-    ),
-    "is not the path you wrote: quotes change a backslash; write it without quotes, or with /": (
-        "não é o caminho que você escreveu: aspas alteram a barra invertida; escreva sem aspas, ou com /"
+    "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}": (
+        "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
     ),
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
         "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
     ),
     "must be a libpq connection string such as {example}": "deve ser uma connection string da libpq, como {example}",
-    "{file}: {key}: {fault}": "{file}: {key}: {fault}",
-    "unknown setting; did you mean {key}?": "configuração desconhecida; você quis dizer {key}?",
-    "unknown setting": "configuração desconhecida",
-    "missing": "não definido",
-    "missing; run with --check to see the server's fingerprint": (
-        "não definido; execute com --check para ver a impressão digital do servidor"
+    "{key}: {fault}": "{key}: {fault}",
+    "{file}: {fault}": "{file}: {fault}",
+    "{key}: unknown setting; did you mean {near}?": ("{key}: configuração desconhecida; você quis dizer {near}?"),
+    "{key}: missing": "{key}: não definido",
+    "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
+        "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
     ),
-    "set one of the two, or both if the server asks for both": (
-        "defina um dos dois, ou os dois se o servidor pedir ambos"
-    ),
-    "is UTF-16, not UTF-8; save the file as UTF-8 in the editor": (
-        "está em UTF-16, não em UTF-8; salve o arquivo como UTF-8 no editor"
-    ),
-    "line {line}: not UTF-8 but ANSI; save the file as UTF-8 in the editor": (
-        "linha {line}: está em ANSI, não em UTF-8; salve o arquivo como UTF-8 no editor"
-    ),
-    "line {line}: not UTF-8; save the file as UTF-8 in the editor": (
-        "linha {line}: não está em UTF-8; salve o arquivo como UTF-8 no editor"
+    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted": (
+        "SFTP_PASSWORD, SFTP_KEY_FILE: defina um dos dois, ou os dois se o servidor pedir ambos"
     ),
     "cannot be read: {why}": "não pode ser lido: {why}",
+    "not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor": (
+        "não é um texto em UTF-8 (talvez ANSI ou UTF-16); salve o arquivo como UTF-8 no editor"
+    ),
+    "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
+        "termina só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
+    ),
     "{file}: not found; copy config.env.example to config.env and fill it in": (
         "{file}: não encontrado; copie config.env.example para config.env e preencha"
     ),
-    "{file}: {fault}": "{file}: {fault}",
-    "set twice": "definido duas vezes",
-    "{key}: {fault}": "{key}: {fault}",
-    "{file}: line {line}: {fault}": "{file}: linha {line}: {fault}",
-    ("a quote inside the value ends it, or the last one is missing; inside single quotes write \\' for one"): (
-        "uma aspa dentro do valor o encerra, ou falta a última; entre aspas simples escreva \\' para uma"
+    "{key}: set twice": "{key}: definido duas vezes",
+    "{key}: what follows ' #' is a comment; put the value between single quotes": (
+        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    ),
+    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
+        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
+    ),
+    "{key}: these quotes change what follows a backslash; use others or none": (
+        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
     ),
     "not of the form KEY=value": "não está na forma CHAVE=valor",
-    "its closing quote is missing on the same line": "falta fechar as aspas na mesma linha",
-    "double quotes change what follows a backslash; put the value between single quotes": (
-        "aspas duplas alteram o que vem depois da barra invertida; ponha o valor entre aspas simples"
-    ),
-    "what follows ' #' is a comment; put the value between single quotes": (
-        "o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
-    ),
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
     "must be column names separated by ; or ,": "deve ter nomes de colunas separados por ; ou ,",
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
-    "line {line}: this comment does not end": "linha {line}: este comentário não termina",
-    "line {line}: this quote does not end": "linha {line}: estas aspas não se fecham",
-    "line {line}: psql's backslash commands are not SQL; remove it": (
-        "linha {line}: os comandos do psql com barra invertida não são SQL; remova"
+    "a quote or comment without end, or psql's backslash": ("aspas ou comentário sem fim, ou barra invertida do psql"),
+    "a bracket or BEGIN ATOMIC is not closed": "um parêntese ou BEGIN ATOMIC não se fecha",
+    "empty: no SQL statement; the last one must be the SELECT of the mailing": (
+        "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
     ),
-    "line {line}: this bracket is not closed": "linha {line}: este parêntese não se fecha",
-    "no SQL statement; the last statement must be the SELECT of the mailing": (
-        "nenhum comando SQL; o último comando deve ser o SELECT do mailing"
+    "{command}: the last statement must return the mailing's rows (SELECT …)": (
+        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
     ),
-    "line {line}: {command}: the last statement must return the mailing's rows (SELECT …)": (
-        "linha {line}: {command}: o último comando deve retornar as linhas do mailing (SELECT …)"
+    "{command}: remove it; the program opens and ends the transaction itself": (
+        "{command}: remova; o próprio programa abre e encerra a transação"
     ),
-    "remove it; the program opens and ends the transaction itself": (
-        "remova; o próprio programa abre e encerra a transação"
+    "COPY: remove it and leave the SELECT; the program copies the result itself": (
+        "COPY: remova e deixe o SELECT; o próprio programa copia o resultado"
     ),
-    "line {line}: {command}: {fault}": "linha {line}: {command}: {fault}",
-    "remove it and leave the SELECT; the program copies the result itself": (
-        "remova e deixe o SELECT; o próprio programa copia o resultado"
+    "{key}: must stand above the first SQL line, or it has no effect": (
+        "{key}: deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
-    "line {line}: a comment begins with --, not with #": "linha {line}: um comentário começa com --, não com #",
-    "line {line}: the SQL holds a character that cannot be seen; type the blanks anew": (
-        "linha {line}: o SQL contém um caractere invisível; digite os espaços de novo"
-    ),
-    "must stand above the first SQL line, or it has no effect": (
-        "deve ficar acima da primeira linha de SQL, ou não tem efeito"
-    ),
-    "given twice": "aparece duas vezes",
-    "line {line}: {fault}": "linha {line}: {fault}",
-    "has no value": "está sem valor",
+    "{key}: given twice": "{key}: aparece duas vezes",
     "{written}: has no effect so; write '-- {key}: …'": "{written}: não tem efeito assim; escreva '-- {key}: …'",
     "hours: {fault}": "hours: {fault}",
-    "the file is empty; its last statement must be the SELECT of the mailing": (
-        "o arquivo está vazio; o último comando deve ser o SELECT do mailing"
-    ),
-    "line {line}: a NUL character; save the file as UTF-8 in the editor": (
-        "linha {line}: um caractere NUL; salve o arquivo como UTF-8 no editor"
-    ),
-    "its lines end in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
-        "as linhas terminam só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
-    ),
     "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
         "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
     ),
     "its file name {fault}": "o nome do arquivo {fault}",
     "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
-    "its name begins with {sign}": "o nome começa com {sign}",
-    "only files whose name ends in .sql are, in small letters; rename it if it is a query": (
-        "só são lidos arquivos cujo nome termina em .sql, em minúsculas; renomeie se for uma consulta"
+    "its name must begin with a letter or digit and end in .sql, in small letters": (
+        "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"
     ),
     "it is a folder": "é uma pasta",
     "it looks like a copy of {original}; delete it, or give it a name of its own": (
@@ -6916,12 +6641,11 @@ PORTUGUESE: dict[str, str] = {
         "{folder}: nenhum arquivo de consulta que possa ser usado; ponha um por campanha (QUERIES_DIR)"
     ),
     "{folder}: cannot be read: {why} (QUERIES_DIR)": "{folder}: não pode ser lida: {why} (QUERIES_DIR)",
-    "the name {name} is used by {others} too; each needs its own": (
-        "o nome {name} também é usado por {others}; cada campanha precisa do seu"
+    "{what} is used by {others} too; each needs its own": (
+        "{what}: também em uso por {others}; deve pertencer a uma só campanha"
     ),
-    "the folder {folder} is used by {others} too; each needs its own": (
-        "a pasta {folder} também é usada por {others}; cada campanha precisa da sua"
-    ),
+    "the name {name}": "o nome {name}",
+    "the folder {path}": "a pasta {path}",
     "--only {unknown}: no such campaign; known: {known}": (
         "--only {unknown}: campanha inexistente; as conhecidas são: {known}"
     ),
@@ -7027,9 +6751,6 @@ PORTUGUESE: dict[str, str] = {
     "the server grants no more than {count} {what}, mailings take turns: {reason}": (
         "o servidor não concede mais que {count} {what}, os mailings se revezam: {reason}"
     ),
-    "this server exports no snapshot, each query sees its own: {reason}": (
-        "este servidor não exporta um snapshot; cada consulta vê o seu: {reason}"
-    ),
     "the database is a replica, and nobody knows how far it is behind": (
         "o banco de dados é uma réplica, e não se sabe quanto está atrasada"
     ),
@@ -7055,17 +6776,21 @@ PORTUGUESE: dict[str, str] = {
         "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- read_only: no'"
     ),
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
+    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "somebody cancelled it before its time was over; ask the database administrator": (
+        "alguém a cancelou antes do tempo; fale com o administrador do banco de dados"
+    ),
     "the connection was refused": "a conexão foi recusada",
     "no answer in time": "sem resposta a tempo",
     "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "this name is unknown": "este nome é desconhecido",
     "the password or the user is wrong": "a senha ou o usuário está errado",
-    "check PGDATABASE": "confira PGDATABASE",
-    "check PGUSER": "confira PGUSER",
     "ask the database administrator to let this PC in (pg_hba.conf)": (
         "peça ao administrador do banco de dados que autorize este PC (pg_hba.conf)"
     ),
-    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters": (
+        "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
+    ),
     "another session locks a table of this query; ask who changes it at this hour": (
         "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
     ),
@@ -7074,6 +6799,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "ask for SELECT on that table for this PGUSER": "peça permissão de SELECT nessa tabela para este PGUSER",
     "correct the query; --check tries it without sending": "corrija a consulta; --check a testa sem enviar nada",
+    "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252": (
+        "o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"
+    ),
     "a value does not fit; run the query in an SQL tool (values are not logged)": (
         "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda valores)"
     ),
@@ -7088,18 +6816,28 @@ PORTUGUESE: dict[str, str] = {
     "check the network, and whether PostgreSQL was restarted": "confira a rede, e se o PostgreSQL foi reiniciado",
     "{file}: line {line}": "{file}: linha {line}",
     "{where}: {reason} ({code})": "{where}: {reason} ({code})",
+    "{file}: its transaction is not the one that was begun (transaction_isolation: {found})": (
+        "{file}: sua transação não é a que foi iniciada (transaction_isolation: {found})"
+    ),
+    "a pooler shares one session's statements out: switch off its load balancing for PGUSER": (
+        "um pooler distribui os comandos de uma sessão: desligue o balanceamento dele para PGUSER"
+    ),
     "the server neither answers nor ends the query; ask the database administrator": (
         "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
+    "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
+        "a conexão com o PostgreSQL não é criptografada: PGSSLMODE=verify-full com PGSSLROOTCERT"
+    ),
+    "PGUSER is a superuser: a role that can only SELECT cannot do harm": (
+        "PGUSER é superusuário: um papel que só pode fazer SELECT não causa danos"
+    ),
     "database sessions": "sessões de banco de dados",
-    "the server grants one database session only: each query sees its own snapshot": (
-        "o servidor concede uma única sessão de banco: cada consulta vê o seu próprio snapshot"
+    "the server grants {count} of {wanted} database sessions: mailings take turns": (
+        "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
+    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
     "{file}: the shared snapshot cannot be read any more": "{file}: o snapshot comum não pode mais ser lido",
-    "several servers behind one address share no snapshot: each query sees its own": (
-        "vários servidores atrás de um endereço não compartilham um snapshot: cada consulta vê o seu"
-    ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
     ),
@@ -7276,13 +7014,11 @@ PORTUGUESE: dict[str, str] = {
     "columns": "colunas",
     "size": "tamanho",
     "seconds": "seg.",
-    "remote path": "caminho remoto",
-    "drop folder": "pasta de entrega",
     "waiting": "aguardando",
     "ready": "pronto",
     "the query is running": "consulta em execução",
     "reading, {contacts}": "lendo, {contacts}",
-    "sending {sent} of {size}, {rate}/s": "enviando {sent} de {size}, {rate}/s",
+    "sending {sent} of {size}": "enviando {sent} de {size}",
     "the status page shows what came of it": "a página de situação mostra o que aconteceu",
     "stopped by the operator": "execução interrompida pelo operador",
     "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
@@ -7355,12 +7091,10 @@ PORTUGUESE: dict[str, str] = {
     "NOTE": "AVISO",
     "FAULT": "FALHA",
     "{what}: {told}": "{what}: {told}",
-    "Last run: {time}": "Última execução: {time}",
+    "Last run: {time}: {outcome}": "Última execução: {time}: {outcome}",
     "No successful run yet": "Nenhuma execução com êxito até agora",
     "Last successful run: {time}": "Última execução com êxito: {time}",
-    "{count} more": "mais {count}",
-    "{count} campaigns need attention: {campaigns}": "{count} campanhas precisam de atenção: {campaigns}",
-    "{count} campaign needs attention: {campaigns}": "{count} campanha precisa de atenção: {campaigns}",
+    "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",
     "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now": (
         "O horário {slot} está atrasado: nada foi entregue. Dê dois cliques em run_pipeline.bat para executar agora"
     ),
@@ -7375,12 +7109,9 @@ PORTUGUESE: dict[str, str] = {
     "Latest problems": "Últimos problemas",
     "Generated {time}": "Gerado em {time}",
     "none in two weeks": "nenhum em duas semanas",
-    "the program works again": "o programa voltou ao normal",
-    "{campaign}: works again": "{campaign}: já normalizado",
-    "ALERT_URLS is set, but the package apprise is missing: python -m pip install apprise": (
-        "ALERT_URLS está definida, mas falta o pacote apprise: python -m pip install apprise"
+    "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise": (
+        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS; é preciso: python -m pip install apprise"
     ),
-    "the alert could not be sent: check ALERT_URLS": "o alerta não pôde ser enviado: confira ALERT_URLS",
     "HEARTBEAT_URL could not be fetched: {reason}": "HEARTBEAT_URL não pôde ser acessada: {reason}",
     "the status page was not written: {reason}": "a página de status não foi gravada: {reason}",
     "no run in the slots {slots}": "nenhuma execução nos horários {slots}",
@@ -7391,7 +7122,6 @@ PORTUGUESE: dict[str, str] = {
     ),
     "{message}": "{message}",
     "{campaign}: {state} ({pc})": "{campaign}: {state} ({pc})",
-    "{state}: {message}": "{state}: {message}",
     ("Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."): (
         "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP da campanha."
     ),

@@ -5,6 +5,9 @@
 -- Narrower than RUN_DAYS and RUN_HOURS. The last mailing is that of 17 o'clock.
 -- days: mon-fri
 -- hours: 09:00-17:00
+-- Wait so many seconds for the dialer to take the file, and look where it puts what it refuses.
+-- pickup: 120
+-- pickup_error_folder: /entrada/modelo/erro
 -- columns: telefone_1;nome;cpf;contrato;valor
 -- phones: telefone_1
 -- unique: cpf

@@ -21,5 +21,6 @@ if __name__ == "__main__":
         raise SystemExit(f"The tests cannot run: {fault}") from None
     import pytest
 
-    # Two at a time, a file being the work of one: most tests wait for servers, and two cores are what CI has.
-    raise SystemExit(pytest.main([str(HERE), "-n", "2", "--dist", "loadfile", *sys.argv[1:]]))
+    # Three at a time on CI's two cores, a file being the work of one: most tests wait for servers.
+    at_a_time = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+    raise SystemExit(pytest.main([str(HERE), *at_a_time, *sys.argv[1:]]))

@@ -25,6 +25,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the backgrou
 IN_CI = os.environ.get("CI", "").lower() == "true"
 
 
+# A file is one worker's work: those that take longest begin, or the others wait for them at the end.
+LONGEST = ("test_windows_python", "test_sample_data", "test_random_kills", "test_sftp_servers", "test_office_pc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_environment() -> None:
     """What the developer's shell sets for libpq or the program must not reach the tests."""

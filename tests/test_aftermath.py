@@ -145,7 +145,7 @@ def test_a_campaign_that_needs_a_person_is_told_with_what_to_do(watched: Stage, 
     watched.query("30_c", "SELECT nome2 FROM contatos")
     assert watched.main(now=NOON).exit_code == 4
     (told,) = listener.told
-    assert "b: held: 1 contact, fewer than min_rows 5" in told and "c: failed: 30_c.sql: line 1" in told
+    assert "b: 12:00 held: 1 contact, fewer than min_rows 5" in told and "c: 12:00 failed: 30_c.sql: line 1" in told
     assert "-> " in told and "a:" not in told
 
 

@@ -12,8 +12,8 @@ from stage import PROJECT, Stage
 
 from mailing_pipeline import (
     DIRECTIVES,
+    BrokenQuery,
     Campaign,
-    QueryFault,
     QueryFiles,
     Settings,
     SettingsFault,
@@ -27,6 +27,7 @@ from mailing_pipeline import (
     parse_campaign,
     parse_directives,
     render_file_name,
+    shown,
     split_statements,
     start_times,
 )
@@ -44,11 +45,11 @@ def with_settings(folder: Path, text: str = "SFTP_BASE_DIR=/entrada\n") -> Setti
 
 def faults(text: str, settings: Settings, source: str = "10_a.sql") -> list[str]:
     """What is wrong with a query file. Each fault has its Portuguese, with other words."""
-    with pytest.raises(QueryFault) as caught:
-        parse_campaign(source, text, settings)
-    for fault in caught.value.broken.faults:
+    found = parse_campaign(source, text, settings)
+    assert isinstance(found, BrokenQuery)
+    for fault in found.faults:
         assert fault.told("pt") != str(fault)
-    return list(map(str, caught.value.faults))
+    return list(map(str, found.told))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,19 +176,18 @@ def misspelt(line: str, settings: Settings, sql: str = SQL) -> str:
         ("-- column: telefone_1", "columns"),
         ("-- colums: nome;cpf", "columns"),
         ("-- phone: telefone_1", "phones"),
-        ("-- unique cpf", "unique"),
         ("-- uniqe: cpf", "unique"),
         ("-- folders: /entrada/x", "folder"),
         ("-- folder /entrada/x", "folder"),
         ("-- folder = entrada/x", "folder"),
         ("-- max-drop: 70%", "max_drop"),
         ("-- max_drop 70", "max_drop"),
+        ("-- hour: 09:00-18:00", "hours"),
         ("-- hour: 9h-18h", "hours"),
         ("-- hours 09:00-18:00", "hours"),
         ("-- day: mon-fri", "days"),
         ("-- days = seg-sex", "days"),
-        ("-- days sexta", "days"),
-        ("-- Day: Monday", "days"),
+        ("-- Day: fri", "days"),
         ("-- time out: 300", "timeout"),
         ("-- enable: no", "enabled"),
         ("-- readonly: no", "read_only"),
@@ -369,8 +369,6 @@ File name: 10_cobranca_30d.sql
 Filename: cobranca.sql
 Version: 2
 Phase: 2
-Phone: 3333-4444
-Phone: 11 3333-4444
 Contact: data@example.com
 Note: amounts in BRL
 Notes: none
@@ -389,7 +387,6 @@ Maximum: 200000
 Drop: 70%
 Path: /entrada/x
 Directory: /entrada/x
-Holder: Ana
 Reader: dialer team
 Leader: Ana
 Read-only: this query changes nothing
@@ -458,7 +455,7 @@ def test_the_sample_queries_have_no_faults_and_no_comment_that_looks_like_a_dire
     paths = sorted((PROJECT / "queries").glob("*.sql"))
     assert len(paths) > 5
     for path in paths:
-        parse_campaign(path.name, path.read_text(encoding="utf-8"), settings)
+        assert isinstance(parse_campaign(path.name, path.read_text(encoding="utf-8"), settings), Campaign)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -503,10 +500,10 @@ def test_a_comment_like_a_directive_inside_the_sql_is_left_alone(settings: Setti
 
 def test_the_hours_of_a_campaign_may_differ_by_weekday(settings: Settings) -> None:
     hours = parse_campaign("10_a.sql", f"-- hours: 09:00-18:00, sat 08:00-13:00\n{SQL}", settings).hours
-    assert str(hours) == "09:00-18:00 mon-fri, sat 08:00-13:00"
+    assert shown(hours.told(), "en") == "mon-fri 09:00-18:00, sat 08:00-13:00"
     assert hours.keys == ("RUN_DAYS", "hours:")
     hours = parse_campaign("10_a.sql", f"-- days: mon,wed\n{SQL}", settings).hours
-    assert str(hours) == "08:00-20:00 mon and wed"
+    assert shown(hours.told(), "en") == "mon 08:00-20:00, wed 08:00-20:00"
     assert hours.keys == ("days:", "RUN_HOURS")
 
 
@@ -525,7 +522,7 @@ def test_a_campaign_may_have_hours_for_a_day_that_the_settings_leave_out_for_now
     """Or RUN_DAYS=mon-fri for a week would break every campaign that knows of Saturday."""
     narrow = with_settings(tmp_path, "RUN_DAYS=mon-fri\n")
     found = parse_campaign("10_a.sql", f"-- hours: 08:00-20:00, sat 08:00-13:00\n{SQL}", narrow)
-    assert str(found.hours) == "08:00-20:00 mon-fri"
+    assert shown(found.hours.told(), "en") == "mon-fri 08:00-20:00"
 
 
 def test_phones_and_unique_must_be_among_the_columns(settings: Settings) -> None:
@@ -586,13 +583,14 @@ def notes(files: QueryFiles) -> list[str]:
     ("text", "told"),
     [
         ("-- min_rows: x\n-- max_rows: y\nSELECT 1; COMMIT", "line 1: min_rows: must be a whole number"),
-        ("", "the file is empty"),
-        ("-- nome: não\nSELECT 'ção' AS a".encode("cp1252"), "line 1: not UTF-8 but ANSI"),
-        (b"SELECT 1\n\n-- \x81\x8d\xff", "line 3: not UTF-8; save"),
-        ("SELECT 1 AS a".encode("utf-16"), "is UTF-16, not UTF-8"),
-        ("SELECT 1 AS a".encode("utf-16-le"), "is UTF-16, not UTF-8"),
-        ("SELECT 1 AS a".encode("utf-16-be"), "is UTF-16, not UTF-8"),
-        ("SELECT 'a\0' AS a, 1 AS b", "line 1: a NUL character"),
+        ("", "empty: no SQL statement"),
+        ("-- nome: não\nSELECT 'ção' AS a".encode("cp1252"), "line 1: not a text in UTF-8 (ANSI"),
+        (b"SELECT 1\n\n-- \x81\x8d\xff", "line 3: not a text in UTF-8"),
+        ("SELECT 1 AS a".encode("utf-16"), "line 1: not a text in UTF-8 (ANSI or UTF-16"),
+        ("SELECT 1 AS a".encode("utf-16-le"), "line 1: not a text in UTF-8 (ANSI or UTF-16"),
+        ("SELECT 1 AS a".encode("utf-16-be"), "line 1: not a text in UTF-8 (ANSI or UTF-16"),
+        ("SELECT 1;\nSELECT 'a\0b' AS a", "line 2: not a text in UTF-8"),
+        ("-- columns: a\rSELECT 1 AS a\r", "line 1: ends in CR alone"),
     ],
 )
 def test_a_faulty_file_costs_its_own_campaign_only(
@@ -616,11 +614,10 @@ def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path, settings: Setting
     ("name", "text", "campaign"),
     [
         ("20_b c.sql", SOUND, "b c"),
-        ("20_b (2).sql", SOUND, "b"),
-        ("20_b - Copia.sql", SOUND, "b"),
+        ("20_b (2).sql", SOUND, "b (2)"),
         ("20_B.sql", SOUND, "B"),
         ("20_b c.sql", "-- campaign: bc\nCOMMIT", "bc"),
-        ("20_b.sql", "-- campaign: bc\nSELECT 'ção'".encode("cp1252"), "bc"),
+        ("20_b.sql", "-- campaign: bc\nSELECT 'ção'".encode("cp1252"), "b"),
     ],
 )
 def test_a_broken_file_names_the_campaign_that_it_would_feed(
@@ -697,15 +694,15 @@ def test_a_copy_is_known_by_its_name(copy: str, original: str) -> None:
         ("10_a - Copia.sql", SOUND, "it looks like a copy of 10_a.sql; "),
         ("10_a (2).sql", "no SQL at all", "it looks like a copy of 10_a.sql; "),
         ("10_a-DESKTOP-AB12.sql", SOUND, "it looks like a copy of 10_a.sql; "),
-        ("70_nova.sql.txt", SOUND, "only files whose name ends in .sql are"),
-        ("70_nova.sql.bak", SOUND, "only files whose name ends in .sql are"),
-        ("70_nova.txt", SOUND, "only files whose name ends in .sql are"),
-        ("70_nova", SOUND, "only files whose name ends in .sql are"),
-        (".70_nova.sql.swp", SOUND, "its name begins with ."),
-        ("._10_a.sql", b"\0\5\x16\7", "its name begins with ."),
+        ("70_nova.sql.txt", SOUND, "its name must begin with a letter or digit and end in .sql"),
+        ("70_nova.sql.bak", SOUND, "its name must begin with a letter or digit and end in .sql"),
+        ("70_nova.txt", SOUND, "its name must begin with a letter or digit and end in .sql"),
+        ("70_nova", SOUND, "its name must begin with a letter or digit and end in .sql"),
+        (".70_nova.sql.swp", SOUND, "its name must begin with a letter or digit"),
+        ("._10_a.sql", b"\0\5\x16\7", "its name must begin with a letter or digit"),
         ("70_nova.sql", f"-- enabled: no\n{SOUND}", "its line 'enabled: no' switches it off"),
         ("70_nova.sql", "-- enabled: no\n-- min_rows: x\nnot written yet", "its line 'enabled: no' switches it off"),
-        ("10_a.SQL", SOUND, "only files whose name ends in .sql are"),
+        ("10_a.SQL", SOUND, "its name must begin with a letter or digit and end in .sql"),
     ],
 )
 def test_a_file_that_is_not_read_is_named_and_costs_nothing(
@@ -930,13 +927,11 @@ def test_what_does_not_end_is_a_fault_with_its_line(text: str, line: int, settin
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "the file is empty"),
-        (" \r\n\n", "the file is empty"),
-        ("-- nothing yet", "no SQL statement"),
-        ("# a comment\nSELECT 1", "line 1: a comment begins with --"),
-        ("SELECT\u00a01 AS a", "line 1: the SQL holds a character that cannot be seen"),
-        ("SELECT 1;\nSELECT 'a\0b' AS a", "line 2: a NUL character"),
-        ("-- columns: a\rSELECT 1 AS a\r", "its lines end in CR alone"),
+        ("", "empty: no SQL statement"),
+        (" \r\n\n", "empty: no SQL statement"),
+        ("-- nothing yet", "empty: no SQL statement"),
+        ("# a comment\nSELECT 1", "line 1: #: the last statement must return"),
+        ("SELECT\u00a01 AS a", "line 1: holds a character that cannot be seen"),
         ("-- columns: a\n/* nothing */ ;", "no SQL statement"),
         ("SELECT 1;\nCREATE TEMP TABLE x (a int)", "line 2: CREATE: the last statement must return"),
         ("UPDATE x SET a = 1", "line 1: UPDATE: the last statement must return"),

@@ -202,7 +202,7 @@ def test_a_dry_run_needs_no_sftp_setting_and_sends_nothing(stage: Stage) -> None
     assert result.exit_code == 0, result.said
     (path,) = (stage.output / "dry-run").iterdir()
     assert path.read_bytes().startswith(b"telefone;nome\r\n11980000001;Pessoa Fict")
-    assert re.search(r"a +would be sent +3,000 +0 +2 +\d+\.\d KB", result.stdout)
+    assert re.search(r"a +would be sent +3,000 +0 +\d+\.\d kB +2\b", result.stdout)
     assert f"/entrada/a/{path.name}" in re.sub(r"\s*\n\s*", "", result.stdout)
     assert stage.ledger() == [] and stage.files("a") == []
 

@@ -677,6 +677,7 @@ CONNECTING = [
     ('FATAL:  banco de dados "cobranca" não existe', STAGE),
     ('FATAL:  no pg_hba.conf entry for host "10.0.0.2", user "mailing", database "cobranca", no encryption', STAGE),
     ("FATAL:  pg_hba.conf rejects connection for host", STAGE),
+    ("FATAL:  unsupported startup parameter: options", STAGE),
     ("server does not support SSL, but SSL was required", STAGE),
     ('definition of service "casa" not found', STAGE),
 ]
@@ -684,14 +685,16 @@ CONNECTING = [
 
 @pytest.mark.parametrize(("told", "expected"), CONNECTING)
 def test_an_error_while_connecting_has_its_class(told: str, expected: str) -> None:
-    error = connect_error(told, "10.0.0.1:5432")
+    error = connect_error(told, "10.0.0.1:5432", names=["mailing", "cobranca"])
     assert class_of(error) == expected
     assert "10.0.0.1:5432" in str(error.message)
     assert error.hint and error.exit_code == 5 and error.wide
 
 
 SQLSTATES = {
-    **dict.fromkeys(["08000", "08001", "08003", "08006", "40001", "40P01", "40003", "53000", "53300", "55P03"], MANY),
+    **dict.fromkeys(
+        ["08000", "08001", "08003", "08006", "08P01", "40001", "40P01", "40003", "53000", "53300", "55P03"], MANY
+    ),
     **dict.fromkeys(["57P01", "57P02", "57P03", "57P05", "25P03", "72000"], MANY),
     **dict.fromkeys(["57014", "53100", "53200", "55006", "58030", "XX000"], ONCE_MORE),
     **dict.fromkeys(["28000", "28P01", "3D000"], STAGE),

@@ -201,7 +201,7 @@ HOURS = [  # a moment, and what an operator is told who starts a run then; None:
     (TUESDAY.replace(hour=21), "08:00-20:00"),
     (TUESDAY.replace(hour=0), "08:00-20:00"),
     (datetime(2026, 12, 26, 10), None),  # a Saturday
-    (SUNDAY.replace(hour=10), "it is Sunday: runs mon-sat (RUN_DAYS)"),
+    (SUNDAY.replace(hour=10), "it is sun 10:00: runs mon-sat 08:00-20:00 (RUN_DAYS)"),
     (datetime(2026, 12, 25, 10), "2026-12-25 is a holiday (HOLIDAYS)"),
 ]
 

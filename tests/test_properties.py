@@ -215,13 +215,12 @@ def test_any_query_file_is_a_campaign_or_faults_with_its_name(
 ) -> None:
     text = "".join(f"-- {key}: {value}\n" for key, value in head) + tail
     base = program.parse_settings(ENOUGH, Path("/x"), "config.env", sends=True, knows_host=True)
-    try:
-        campaign = program.parse_campaign(name, text, base)
-    except program.SettingsFault as fault:
-        assert all(str(line).startswith(f"{name}: ") for line in fault.faults)
+    found = program.parse_campaign(name, text, base)
+    if isinstance(found, program.BrokenQuery):
+        assert all(str(line).startswith(f"{name}: ") for line in found.told)
     else:
-        assert re.fullmatch("[a-z0-9_]+", campaign.name)
-        assert ".." not in campaign.folder.parts
+        assert re.fullmatch("[a-z0-9_]+", found.name)
+        assert ".." not in found.folder.parts
 
 
 # Phones --------------------------------------------------------------------------------------------------------------
@@ -504,7 +503,7 @@ patterns = st.one_of(
             ]
         ),
         max_size=6,
-    ).map("".join),
+    ).map(lambda parts: "".join(parts) + ".csv"),
 )
 ZONES = [UTC, timezone(timedelta(hours=-3), "-03"), timezone(timedelta(hours=-3), "Hora oficial do Brasil")]
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(ZONES))
@@ -519,17 +518,15 @@ def test_an_accepted_file_name_is_legal_at_any_time_for_any_campaign(
 ) -> None:
     """Legal on Windows and on every SFTP server, and nothing that the program itself uses."""
     base = base_settings()
-    try:
-        head = f"-- file_name: {pattern}\n"
-        made = program.parse_campaign(f"10_{campaign}.sql", head + "SELECT 1", base)
-    except program.SettingsFault:
+    made = program.parse_campaign(f"10_{campaign}.sql", f"-- file_name: {pattern}\nSELECT 1", base)
+    if isinstance(made, program.BrokenQuery):
         event("refused")
         return
     event("accepted")
     name = program.render_file_name(made.file_name, made.name, moment)
     assert name
     assert not re.search(r'[\\/:*?"<>|\x00-\x1f]', name)
-    assert not name.startswith(program.TEMP_PREFIX)
+    assert not name.startswith(".")
     assert not name.endswith((".", " "))
     assert not DEVICES.match(name)
     assert name not in (".", "..")

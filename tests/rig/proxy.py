@@ -137,6 +137,14 @@ class Proxy:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="proxy", daemon=True).start()
 
+    def connected(self) -> int:
+        """The port of the server that the next client gets."""
+        return self.target_port
+
+    def altered(self, data: bytes) -> bytes:
+        """What arrives of some bytes; a proxy that lies overrides this."""
+        return data
+
     # What it does -------------------------------------------------------------------------------------------------
 
     def _chosen(self, direction: Direction | None) -> list[Line]:
@@ -167,7 +175,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         self._answering.wait()
         try:
-            server = socket.create_connection((LOOPBACK, self.target_port), timeout=10)
+            server = socket.create_connection((LOOPBACK, self.connected()), timeout=10)
         except OSError:
             reset(client)
             return
@@ -226,7 +234,7 @@ class Connection:
                     line.cut_after = None
                     self._pass_on_and_cut(target, data[: max(0, limit - carried)])
                     return
-                target.sendall(data)
+                target.sendall(self.proxy.altered(data))
                 carried += len(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:

@@ -188,7 +188,7 @@ class Probes:
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
             files = self.program.load_campaigns(folder, self.settings)
             if files.broken:
-                raise self.program.QueryFault(files.broken[0])
+                raise self.program.SettingsFault(*files.broken[0].told)
             loaded: str = files.campaigns[0].name
             return loaded
 
