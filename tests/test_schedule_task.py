@@ -151,8 +151,8 @@ def test_it_calls_the_bat_with_scheduled_and_names_the_folder_once_without_quote
     action = find(task, "Actions", "Exec")
     assert find(action, "Command").text == r"%SystemRoot%\System32\cmd.exe"
     assert find(action, "Arguments").text == r"/d /c .\run_pipeline.bat --scheduled"
-    assert find(action, "WorkingDirectory").text == r"C:\mailing_pipeline"
-    assert TASK_FILE.read_text("ascii").count(r"C:\mailing_pipeline") == 1
+    assert find(action, "WorkingDirectory").text == r"%LOCALAPPDATA%\mailing_pipeline"
+    assert TASK_FILE.read_text("ascii").count(r"<WorkingDirectory>") == 1
 
 
 def test_the_file_is_pure_ascii_and_names_no_encoding():

@@ -34,6 +34,7 @@ from rig.sftp_servers import (
     Server,
     Sshd,
     TinySsh,
+    TwoHostKeys,
 )
 from rig.theatre import Rig, until
 
@@ -102,6 +103,7 @@ DELIVERED = [
     Row("OpenSSH: ClientAlive", lambda: Sshd("ClientAliveInterval 1\nClientAliveCountMax 2")),
     Row("OpenSSH: a dialer that takes any name", lambda: Sshd(SFTP_STAGING_DIR="{root}/staging"), pattern="*"),
     Row("OpenSSH: curve25519-sha256 only", lambda: Sshd("KexAlgorithms curve25519-sha256")),
+    Row("OpenSSH: the pinned key is its second one", TwoHostKeys),
     Row("OpenSSH with gesftpserver", lambda: Sshd(subsystem=GESFTPSERVER), GESFTPSERVER),
     Row("dropbear: key", Dropbear, "dropbear"),
     Row("dropbear: password", lambda: Dropbear("password"), "dropbear"),
@@ -164,6 +166,8 @@ REFUSALS = [
     Refusal(
         "OpenSSH: chacha20 only", lambda: Sshd("Ciphers chacha20-poly1305@openssh.com"), says="chacha20", never="SHA-1"
     ),
+    Refusal("OpenSSH: 3des-cbc only", lambda: Sshd("Ciphers 3des-cbc"), says="3des-cbc"),
+    Refusal("OpenSSH: hmac-md5 only", lambda: Sshd("Ciphers aes256-ctr\nMACs hmac-md5"), says="hmac-md5"),
     Refusal(
         "OpenSSH: umac only",
         lambda: Sshd("Ciphers aes256-ctr\nMACs umac-128-etm@openssh.com,umac-64@openssh.com"),
@@ -385,3 +389,41 @@ def test_attributes_that_are_cut_short_say_nothing(rig: Rig) -> None:
         server.commits("stat", cut_short, times=ALWAYS, path=".part-")
         assert rig.run().code == 0
         rig.delivered("alfa", "beta")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --check finds what a run would meet
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_check_fails_where_a_file_may_not_be_read_back(rig: Rig) -> None:
+    rig.campaign("alfa")
+    rig.settings(SFTP_VERIFY="hash")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("read", "forbid", ALWAYS)
+        checked, ended = rig.run("--check"), rig.run()
+        assert (checked.code, ended.code) == (4, 4)
+        assert "let this user read the file" in checked.output and "let this user read the file" in ended.output
+
+
+@pytest.mark.parametrize("answer", ["refuse", "forbid", "not support"])
+def test_check_and_run_agree_where_a_missing_name_is_answered_in_another_way(rig: Rig, answer: str) -> None:
+    rig.campaign("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("stat", answer, ALWAYS)
+        assert (rig.run("--check").code, rig.run().code) == (0, 0)
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+
+
+def test_check_names_the_staging_folder_where_a_dialer_takes_any_name(rig: Rig) -> None:
+    rig.campaign("alfa")
+    with rig.faulty_server() as server, rig.dialer():
+
+        def take(session: FaultySession, request: Request, proceed: Callable[[], None]) -> None:  # noqa: ARG001
+            proceed()
+            (server.root / request.path.lstrip("/")).unlink()
+
+        server.commits("close", take, ALWAYS)
+        checked = rig.run("--check")
+        assert checked.code == 4 and "SFTP_STAGING_DIR" in checked.output

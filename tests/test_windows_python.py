@@ -464,6 +464,45 @@ def test_the_ledger_of_a_stopped_run_is_true(stopped: dict[str, SimpleNamespace]
     assert stopped[key].ledger == {"pronta": "delivered", "lenta": "failed", "dorme": "failed"}
 
 
+@replayed
+def test_ctrl_c_while_python_itself_starts_ends_it_before_anything_has_begun(
+    new_stage: NewStage,
+    python: WindowsPython,  # noqa: ARG001 (replayed asks for it)
+) -> None:
+    """Python has its own words for that, and its own exit codes; Wine's default handler ends a program with 0.
+
+    A key that comes too early for Python stops nothing; one that comes too late finds the program itself.
+    """
+    stages = [new_stage(f"early {number}") for number in range(3)]
+    for stage in stages:
+        stage.query("10_pronta", QUICK)
+    runs = [Stoppable(stage, "ctrl_c") for stage in stages]
+    for run in runs:
+        time.sleep(0.4)
+        run.go.touch()
+    for stage, run in zip(stages, runs, strict=True):
+        run.press()
+        has_begun = stage.output.exists()
+        assert run.code in ((0, 4) if has_begun else (0, 1, 0xC000013A)), run.said
+        assert len(stage.files("pronta")) == int(has_begun and run.code == 0)
+
+
+@replayed
+def test_two_processes_append_to_one_log_and_no_line_of_theirs_is_broken(
+    new_stage: NewStage, python: WindowsPython
+) -> None:
+    """Python appends in two steps on Windows, so that in a crowd a line may be lost: README's limits say so."""
+    stage = new_stage("log")
+    log, go = stage.elsewhere / "day.log", stage.elsewhere / "go"
+    writers = [python.start(INSIDE, "log", name, windows_path(log), windows_path(go)) for name in ("one", "two")]
+    python.wait_for("both to be ready", lambda: len(list(stage.elsewhere.glob("go.*"))) == 2)
+    go.touch()
+    for writer in writers:
+        python.said(writer)
+    lines = re.findall(r"^(?:one|two) \d{4} x{100}$", log.read_text(), re.MULTILINE)
+    assert 1800 <= len(lines) <= 2000
+
+
 def test_the_run_after_ctrl_c_delivers_only_what_is_missing(stopped: dict[str, SimpleNamespace]) -> None:
     run = stopped["ctrl_c"]
     assert run.again.verdicts == {"pronta": "already delivered", "lenta": "delivered", "dorme": "delivered"}
@@ -772,7 +811,9 @@ def probe(new_stage: NewStage, python: WindowsPython) -> dict[str, Any]:
     stage.query("10_alfa", QUICK)
     stage.settings(SFTP_PORT=stage.sftp.port)
     folder = stage.folder / "probes"
-    folder.mkdir()
+    for path, mode in ((folder, 0o755), (folder / "own", 0o700), (folder / "shared", 0o755)):
+        path.mkdir(mode)
+        path.chmod(mode)
     arguments = [windows_path(path) for path in (PROJECT, stage.config, folder)]
     process = python.start(INSIDE, "probe", *arguments, PYTHONUTF8="1")
     found: dict[str, Any] = json.loads(python.said(process).splitlines()[-1])
@@ -939,6 +980,12 @@ def test_clock_and_timers_keep_their_promises(probe: dict[str, Any], python: Win
     assert found["waited"]["result"] is False
     assert 0.6 < found["waited"]["seconds"] < 10
     assert 0.6 < found["steady"] < 10
+
+
+def test_a_folder_that_others_may_open_and_one_on_the_network_are_known(probe: dict[str, Any]) -> None:
+    """Wine makes Windows' rights of those that Linux has; it knows no drive of another computer."""
+    expected = {"own": False, "shared": True, "C:\\": False, r"\\servidor\mala": True}
+    assert probe["folders_of_this_pc"] == expected
 
 
 def test_remote_paths_have_slashes_and_a_backslash_is_a_fault(probe: dict[str, Any]) -> None:

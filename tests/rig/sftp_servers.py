@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import local_servers
+import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from local_servers import LOOPBACK, OpenSshServer, ServerError, is_root, wait_until
@@ -133,15 +134,33 @@ class OtherDisk(Sshd):
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
+def write_rsa_key(path: Path) -> str:
+    """A new RSA key in a file that only its owner may read; its fingerprint, as SFTP_HOST_KEY wants it."""
+    key = generate_private_key(65537, 2048)
+    form = serialization.PrivateFormat.OpenSSH
+    path.touch(0o600)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    fingerprint: str = paramiko.RSAKey.from_private_key_file(str(path)).fingerprint  # type: ignore[attr-defined]
+    return fingerprint
+
+
 class OldHostKey(Sshd):
     """OpenSSH that signs with RSA and SHA-1 only, as servers before 2016 do."""
 
     def _prepare(self) -> None:
         super()._prepare()
-        key = generate_private_key(65537, 2048)
-        form = serialization.PrivateFormat.OpenSSH
-        secret = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-        self._host_key_file.write_bytes(secret)
+        write_rsa_key(self._host_key_file)
+
+
+class TwoHostKeys(Sshd):
+    """OpenSSH with an Ed25519 key, which clients prefer, and an RSA key, which is the pinned one."""
+
+    def __init__(self) -> None:
+        super().__init__("HostKey {home}/rsa_key")
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.settings["SFTP_HOST_KEY"] = write_rsa_key(self.home / "rsa_key")
 
 
 class Daemon(Server):

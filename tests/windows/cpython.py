@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -131,9 +132,18 @@ class WindowsPython:
         """End a Windows process by its number, as the Task Manager does."""
         self.printed(self._start(["wine", "taskkill", "/f", "/pid", number], {}))
 
-    def _start(self, command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    def typed(self, folder: Path, line: str, **environ: str) -> tuple[int, str]:
+        """A line as typed in a command window in that folder: its exit code, and what a person reads."""
+        process = self._start(["wine", "cmd", "/d", "/c", line], environ, folder)
+        stdout, stderr = self.printed(process)
+        return process.returncode, (stdout + stderr).decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def _start(
+        self, command: list[str], environ: dict[str, str], folder: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             command,
+            cwd=folder,
             env=clean_environ() | self.environment | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -191,6 +201,30 @@ class WindowsStage(Stage):
     def end(self, process: subprocess.Popen[str], timeout_s: float = PATIENCE_S) -> Result:  # noqa: ARG002
         stdout, stderr = self.python.printed(process)
         return Result(process.returncode, stdout, stderr, self.log())
+
+
+# What stands in the embeddable build as it is unpacked; setup.sh has written another beside its python.exe.
+EMBEDDABLE_PATHS = b"python313.zip\r\n.\r\n\r\n# Uncomment to run site.main() automatically\r\n#import site\r\n"
+
+
+def unpack_embeddable(folder: Path) -> None:
+    """python.org's embeddable build as a person unpacks it, with the stand-ins that Wine needs."""
+    shutil.copytree(made_once() / "python", folder)
+    (folder / "python313._pth").write_bytes(EMBEDDABLE_PATHS)
+
+
+def wheels_once(line: str) -> Path | str:
+    """The folder that README's `pip download` line makes, kept between runs; or why the package index gave none."""
+    key = hashlib.sha256(REQUIREMENTS.read_bytes() + line.encode()).hexdigest()[:16]
+    folder = made_once().parent / f"wheels-{key}"
+    if not folder.exists():
+        half = folder.with_suffix(".half")
+        words = line.replace(" -d wheels ", f" -d {half} ").split()
+        done = subprocess.run([sys.executable, *words[1:], "-q"], cwd=PROJECT, capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr.strip().splitlines()[-1]
+        half.rename(folder)
+    return folder
 
 
 def made_once() -> Path:

@@ -2,6 +2,7 @@
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
 hold HELD RELEASE SHARE PATH …  opens each path as another program would and makes the file HELD; until RELEASE appears
+log NAME LOG GO               when the file GO appears, writes a thousand lines to a log as fast as it can
 press KEY GO COMMAND…         starts a command on a console of its own; when the file GO appears, presses a key there
 """
 
@@ -88,6 +89,14 @@ def press(key: str, go: str, *command: str) -> None:
         process.kill()  # where it has not ended, the test will say so, and nothing is left
     said = printed.read_text("cp1252", "replace")
     print(json.dumps({"code": process.wait(), "seconds": seconds, "said": said}))
+
+
+def write_log(name: str, path: str, go: str) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    Path(f"{go}.{name}").touch()
+    wait_for(go)
+    for number in range(1000):
+        handler.handle(logging.makeLogRecord({"msg": f"{name} {number:04} {'x' * 100}"}))
 
 
 def start_ctrl_routine(process_id: int, event: int) -> None:
@@ -426,10 +435,15 @@ class Probes:
         waited = self._seconds(lambda: clock.wait(threading.Event(), 0.7))
         return {
             "now": clock.now().isoformat(),
-            "log": self.program.LineFormatter().format(logging.makeLogRecord({"msg": "said", "levelname": "INFO"})),
+            "log": self.program.LineFormatter("en").format(logging.makeLogRecord({"msg": "said", "levelname": "INFO"})),
             "waited": waited,
             "steady": clock.steady_s() - before_s,
         }
+
+    def folders_of_this_pc(self) -> dict[str, bool]:
+        """Which are open to others, and which are on the network."""
+        found = {name: self.program.is_open_to_others(self.folder / name) for name in ("own", "shared")}
+        return found | {path: self.program.is_on_network(Path(path)) for path in ("C:\\", r"\\servidor\mala")}
 
     def remote_paths(self) -> list[str]:
         base = self.program.remote_path("/entrada")
@@ -457,4 +471,4 @@ def probe(project: str, config: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"probe": probe, "hold": hold, "press": press}[sys.argv[1]](*sys.argv[2:])
+    {"probe": probe, "hold": hold, "log": write_log, "press": press}[sys.argv[1]](*sys.argv[2:])

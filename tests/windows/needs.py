@@ -21,6 +21,10 @@ def programs(*names: str, packages: str) -> None:
         _missing(f"{' and '.join(missing)} not found (Debian: apt-get install --no-install-recommends {packages})")
 
 
+def internet(why_not: str) -> NoReturn:
+    _missing(f"the package index gave no wheels: {why_not}")
+
+
 def module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)

@@ -1,7 +1,8 @@
-/* Stands in for python.exe, py.exe and schtasks.exe under Wine: it tells the test who was called, where, with which
+/* Stands in for python.exe, py.exe, schtasks.exe and icacls.exe under Wine: it tells the test who was called, where, with which
  * environment and arguments, then prints and returns what the test answers. Nothing is decided here (see wine.py).
  *
- * Asked, over 127.0.0.1:STANDIN_PORT, as UTF-8 with one item a line: path of this program, directory, PYTHONUTF8, arguments.
+ * Asked, over 127.0.0.1:STANDIN_PORT, as UTF-8 with one item a line: path of this program, directory, the names
+ * of the PYTHON and PIP_ variables that are set, arguments.
  * Answered: the exit code on the first line, then what to print. Without an answer the exit code is 250 or 251 and Windows'
  * error number is printed: silence must never be taken for a 0. */
 #include <winsock2.h>
@@ -48,7 +49,9 @@ int wmain(int count, wchar_t **arguments)
     GetCurrentDirectoryW(32768, text);
     say(desk, text);
     text[0] = 0;
-    GetEnvironmentVariableW(L"PYTHONUTF8", text, 32768);
+    for (wchar_t *each = GetEnvironmentStringsW(); *each; each += wcslen(each) + 1)
+        if (!wcsncmp(each, L"PYTHON", 6) || !wcsncmp(each, L"PIP_", 4) || !wcsncmp(each, L"PY_", 3))
+            wcsncat(wcscat(text, L" "), each, wcscspn(each, L"="));
     say(desk, text);
     for (int i = 1; i < count; i++)
         say(desk, arguments[i]);

@@ -10,7 +10,9 @@ and what was going on is played again.
 """
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import socketserver
 import subprocess
@@ -31,6 +33,8 @@ PROGRAMS = ("wine", COMPILER)
 PACKAGES = "wine wine64 gcc-mingw-w64-x86-64"
 WINESERVER = shutil.which("wineserver") or "/usr/lib/wine/wineserver"
 PLAYS = 3  # of a story in which Wine failed
+# What schtasks prints of a task with /fo list.
+NEXT_RUN = "Next Run Time: 12/22/2026 11:00:00 AM\nStatus: Ready\nLogon Mode: Interactive only\n"
 # standin.c's words, and those of Wine's cmd for a program that it could not start (the BAT hides them where one may be
 # missing).
 FAILINGS = ("stand-in: no answer", "Can't recognize")
@@ -88,27 +92,40 @@ class Server:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a stand-in: `program` is python, py or schtasks."""
+    """One call of a stand-in: `program` is python, py, schtasks or icacls."""
 
     program: str
     path: str
     directory: str
-    utf8: str
+    environment: str  # the names of PYTHON… and PIP_…, as they are set
     arguments: tuple[str, ...]
 
     @property
+    def is_alone(self) -> bool:
+        """Whether Python was told to heed nobody's environment, nor what lies in the folder; and to speak UTF-8."""
+        own = self.arguments[1:] if self.program == "py" else self.arguments
+        return own[:3] == ("-I", "-X", "utf8")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What Python is to do, after its own options and the launcher's: -3."""
+        options = re.compile(r"-3(\.\d+)?|-I|-X|utf8")
+        return tuple(itertools.dropwhile(options.fullmatch, self.arguments))
+
+    @property
     def is_version_question(self) -> bool:
-        return self.arguments[:1] in [("-c",), ("-3",)] and "version_info" in " ".join(self.arguments)
+        return self.words[:1] == ("-c",) and "version_info" in self.words[1]
 
     @property
     def module(self) -> str:
-        """The module of `python -m module`, or nothing. `py -3` is the launcher's own option."""
-        words = self.arguments[1:] if self.program == "py" else self.arguments
-        return words[1] if words[:1] == ("-m",) else ""
+        """The module of `python -m module`, or pip run from its own wheel, or nothing."""
+        if self.words[:1] == ("-m",):
+            return self.words[1]
+        return "pip" if self.words and self.words[0].endswith(".whl\\pip") else ""
 
     @property
     def is_job(self) -> bool:
-        return self.arguments[:1] == ("mailing_pipeline.py",)
+        return self.words[:1] == ("mailing_pipeline.py",)
 
 
 @dataclass
@@ -130,7 +147,7 @@ class Desk:
             return self.register(call)
         if call.module == "venv":
             return self.make_environment(call)
-        if call.arguments[:1] == ("-c",) and not call.is_version_question:
+        if call.words[:1] == ("-c",) and not call.is_version_question:
             return self.run_for_real(call)
         return 0, ""
 
@@ -145,13 +162,21 @@ class Desk:
 
     def run_for_real(self, call: Call) -> tuple[int, str]:
         """A `-c` text of the BAT is run by the Python of this test, so that it is tested and not only recorded."""
-        done = subprocess.run([sys.executable, *call.arguments], cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-I", *call.words], cwd=self.folder, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     def register(self, call: Call) -> tuple[int, str]:
-        if "/xml" in call.arguments:
+        """As Windows does: it keeps one task of that name, and shows it in the way that it is asked for."""
+        verb = call.arguments[0]
+        if verb == "/create":
             given = call.arguments[call.arguments.index("/xml") + 1].replace("\\", "/")
             self.kept_task = (self.folder / given).read_bytes()
+        elif not self.kept_task:
+            return 1, "ERROR: The system cannot find the file specified.\n"
+        elif verb == "/query":
+            return 0, self.kept_task.decode("ascii") if "/xml" in call.arguments else NEXT_RUN
+        elif verb == "/delete":
+            self.kept_task = b""
         return 0, "SUCCESS\n"
 
     def jobs(self) -> list[Call]:
@@ -198,10 +223,10 @@ class _Handler(socketserver.StreamRequestHandler):
         asked = self.rfile.read().decode("utf-8").split("\n")[:-1]
         if len(asked) < 3:  # a program that was ended
             return
-        path, directory, utf8, *arguments = asked
+        path, directory, environment, *arguments = asked
         program = path.rsplit("\\", 1)[1].removesuffix(".exe")
         try:
-            code, text = self.server.desk.answer(Call(program, path, directory, utf8, tuple(arguments)))
+            code, text = self.server.desk.answer(Call(program, path, directory, environment, tuple(arguments)))
         except Exception as error:  # the test's own: told by run()
             self.server.faults.append(error)
             raise
@@ -275,17 +300,17 @@ class Wine:
                 shutil.copy(self.standin, folder / f"{each}.exe")
         return windows_path(folder)
 
-    def run(self, line: str, directory: str, desk: Desk, path: str, stdin: bytes = b"") -> Ended:
+    def run(self, line: str, directory: str, desk: Desk, path: str, stdin: bytes = b"", **environ: str) -> Ended:
         """Run a Windows command line in a Windows directory, with `desk` behind the stand-ins in `path`.
 
         Where Wine fails, all is put back and it runs again; not what a test runs beside it, whose story is the first's.
         """
         if threading.current_thread() is not threading.main_thread():
-            return self._run_once(line, directory, desk, path, stdin)
+            return self._run_once(line, directory, desk, path, stdin, environ)
         for last in (False,) * (PLAYS - 1) + (True,):
             try:
                 with desk.playing():
-                    return self._run_once(line, directory, desk, path, stdin)
+                    return self._run_once(line, directory, desk, path, stdin, environ)
             except WineFailed as failed:
                 self.server.begin()
                 if last:
@@ -293,7 +318,9 @@ class Wine:
                 warnings.warn(f"played again, since {failed}", stacklevel=1)
         raise AssertionError("unreachable")
 
-    def _run_once(self, line: str, directory: str, desk: Desk, path: str, stdin: bytes) -> Ended:
+    def _run_once(
+        self, line: str, directory: str, desk: Desk, path: str, stdin: bytes, environ: dict[str, str]
+    ) -> Ended:
         code_file = desk.folder.parent / f"code-{threading.get_ident()}"
         code_file.unlink(missing_ok=True)
         with _Server(desk) as server:
@@ -306,6 +333,7 @@ class Wine:
                 LAUNCH_LINE=line,
                 LAUNCH_DIR=directory,
                 LAUNCH_CODE=windows_path(code_file),
+                **environ,
             ).decode("cp850")
         if server.faults:
             raise server.faults[0]
