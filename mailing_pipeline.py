@@ -4980,16 +4980,21 @@ class Run:
                 template = "{campaign}: {state} ({pc})"
                 log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
             return None
+        if not mailing.file:
+            self._claim(campaign, mailing)
+        return mailing
+
+    def _claim(self, campaign: Campaign, mailing: Mailing) -> None:
+        """Its name and its entry."""
         if mailing.resend:
             template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
             log.warning(text(template, campaign=campaign.name))
         with self._naming:
-            name = render_file_name(campaign.file_name, campaign.name, line.stop.start)
+            name = render_file_name(campaign.file_name, campaign.name, self.line.stop.start)
             mailing.file = free_file_name(name, self._is_used)
             self._names |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
-        if ledger:
-            ledger.claim(mailing)
-        return mailing
+        if self.line.ledger:
+            self.line.ledger.claim(mailing)
 
     def _is_used(self, name: str) -> bool:
         """In any case, as Windows has it; a mailing's rejected rows need a name too."""
@@ -5014,7 +5019,10 @@ class Run:
                 with contextlib.ExitStack() as turn:
                     turn.enter_context(stop.turn(self._query_turns))
                     if (place := self._hold()) is not None:
-                        return *self._waiting.pop(place), turn.pop_all()
+                        campaign, at = self._waiting.pop(place)
+                        if not (self.line.ledger and self.line.ledger.is_shared):
+                            self._begin(campaign, at)  # here, so that names and entries are in file order
+                        return campaign, at, turn.pop_all()
                 stop.sleep(LEDGER_POLL_S)
         return None
 
@@ -5033,6 +5041,8 @@ class Run:
                 self._bring(*taken)
         except PipelineError as error:
             self._error = error  # what waits is concluded at the run's end
+        except Exception as error:
+            self._error = bug(error)
 
     def _bring(self, campaign: Campaign, at: int, turn: contextlib.ExitStack) -> None:
         """A campaign that we hold, to its outcome; to the end of the queue again if we lose it meanwhile."""
