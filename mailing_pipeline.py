@@ -985,7 +985,7 @@ def line_fault(line: str, binding: Binding) -> Text | None:
         return text(told, key=key)
     if binding.error or (binding.key and binding.value is None):
         return text("not of the form KEY=value")
-    is_share = written.startswith(r"'\\") and "PASS" not in key  # one backslash is left of two
+    is_share = re.match(r"'\\\\[^\\']+\\", written) and "PASS" not in key  # one backslash is left of two
     if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
         told = "{key}: these quotes change what follows a backslash; use others or none"
         return text(told, key=key)

@@ -130,6 +130,7 @@ class Stage:
         self.queries, self.output, self.logs = (self.folder / name for name in ("queries", "output", "logs"))
         for place in (self.queries, self.elsewhere):
             place.mkdir(parents=True)
+        self.folder.chmod(0o700)  # as the first set-up leaves it
         self.config = self.folder / "config.env"
         self.database, self.sftp = database, sftp
         self.drops: dict[str, Path] = {}
