@@ -22,12 +22,12 @@ Promises
     3. A lost reply to the rename is settled by looking, in this run or the next, never by sending again.
     4. Every value is the text that PostgreSQL wrote: no number or date of Python's comes near it.
     5. An empty, collapsed, exploded or reshaped mailing is held, and said so.
-    6. One campaign's failure never stops the others. One run at a time.
+    6. One campaign's failure never stops the others. One run at a time on a PC.
     7. No password, phone, CPF or row appears in a log or message.
 
 How it is built
-    `Run.plan` claims a mailing for each campaign that is due. A worker then takes one mailing from its query
-    to its final name, in one straight line, `Line.bring`:
+    `Run.plan` finds the campaigns that are due. A worker claims one after the other, and takes each mailing from
+    its query to its final name, in one straight line, `Line.bring`:
 
         read, treat, write -> judge -> send, verify -> commit -> publish -> note
 
@@ -40,6 +40,10 @@ How it is built
     Workers share four things, each with its own lock inside: the database, the SFTP connection, the ledger,
     the stop. What a campaign is in a run is one record, a `Mailing`. Reports, page, alerts and the exit code
     are computed from these records.
+
+    With LEDGER several PCs share the work: a claim is then held by the PC's session with PostgreSQL. Who finds a
+    campaign free settles first what its last holder left of it, and a PC that lost its session notes, and so
+    publishes, nothing more of what it held.
 
 Exit codes
     0  everything due was delivered, already delivered, or empty where empty is allowed
@@ -321,6 +325,10 @@ class MayBeOut(DeliveryError):
 
 class LocalFault(PipelineError):
     """This PC's own disk or ledger failed."""
+
+
+class ClaimLost(LocalFault):
+    """The session with the shared ledger broke, and with it went what this PC had claimed: others may have it now."""
 
 
 class Held(PipelineError):
@@ -744,6 +752,17 @@ def fingerprints(written: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.rstrip("=") for one in found))
 
 
+def connection_string(written: str) -> Mapping[str, str]:
+    """libpq's options in a connection string; none of an empty text."""
+    from psycopg import ProgrammingError, conninfo
+
+    try:
+        return {key: str(value) for key, value in conninfo.conninfo_to_dict(written).items()}
+    except ProgrammingError:  # whose text may quote the password
+        example = "host=pg dbname=ledger user=ledger password=…"
+        raise Wrong(text("must be a libpq connection string such as {example}", example=example)) from None
+
+
 def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
     """One line of config.env; its key is the field's name in capitals, unless given."""
     return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
@@ -789,6 +808,8 @@ class Settings:
     run_deadline_minutes: int = setting("50", whole_number(1, 54))
     pickup_timeout_seconds: int = setting("0", whole_number(0, 3600))
     retention_days: int = setting("7", whole_number(1, 3650))
+    ledger: Mapping[str, str] = setting("", connection_string, secret=True)  # of the PostgreSQL that several PCs share
+    max_replica_lag_seconds: int = setting("0", whole_number(0, 86400))
     language: str = setting("en", one_of(*LANGUAGES))
     alert_urls: str = setting("", secret=True)
     heartbeat_url: str = setting("", secret=True)
@@ -810,11 +831,16 @@ class Settings:
         """What must never be told, whoever quotes it."""
         password = self.libpq.get("password", "")
         urls = (*self.alert_urls.split(), self.heartbeat_url)
-        return (password, self.sftp_password, self.sftp_key_passphrase, *urls)
+        return (password, self.ledger.get("password", ""), self.sftp_password, self.sftp_key_passphrase, *urls)
 
     @property
     def ledger_path(self) -> Path:
         return self.output / "ledger.sqlite3"
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is one to look into."""
+        return bool(self.ledger) or self.ledger_path.exists()
 
     @property
     def hours(self) -> Hours:
@@ -1636,6 +1662,7 @@ class Mailing:
     hint: str = ""
     pickup: Pickup = Pickup.UNWATCHED
     picked_up: str = ""  # 10:02:45
+    pc: str = ""  # which brought it, or settled what became of it
     changed: str = ""  # local time with offset
 
     # Of the run alone, not noted in the ledger
@@ -1643,7 +1670,7 @@ class Mailing:
     unanswered: bool = field(default=False, metadata=UNNOTED)  # a rename that the server may still carry out
     began_s: float = field(default=0.0, metadata=UNNOTED)  # on the steady clock
     sent_bytes: int = field(default=0, metadata=UNNOTED)
-    is_whole: bool = field(default=False, metadata=UNNOTED)  # its temp, as far as the server has acknowledged
+    is_whole: bool = field(default=False, metadata=UNNOTED)  # its temp is acknowledged, and was not taken away
     past_rows: Sequence[int] = field(default=(), metadata=UNNOTED)  # of the last delivered ones, for a rehearsal
 
     @property
@@ -1679,6 +1706,7 @@ class PastRun:
     started: bool  # whether it came to its campaigns; else the message says why not
     message: str
     hint: str
+    pc: str = ""
     changed: str
     campaign: ClassVar = ""  # what it has in common with a mailing, for those who tell of both
 
@@ -1696,7 +1724,8 @@ class PastRun:
 # Ledger: what was promised before a rename, and what came of it
 # ---------------------------------------------------------------------------------------------------------------------
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
+PC = socket.gethostname()
 LEDGER_SQL = """
 CREATE TABLE IF NOT EXISTS mailings (
     id INTEGER PRIMARY KEY,
@@ -1720,6 +1749,7 @@ CREATE TABLE IF NOT EXISTS mailings (
     hint TEXT NOT NULL DEFAULT '',
     pickup TEXT NOT NULL DEFAULT '',      -- what the dialer did with it
     picked_up TEXT NOT NULL DEFAULT '',   -- when
+    pc TEXT NOT NULL DEFAULT '',          -- which brought it
     changed TEXT NOT NULL                 -- local time with offset
 );
 CREATE UNIQUE INDEX IF NOT EXISTS once ON mailings (campaign, slot)
@@ -1732,6 +1762,7 @@ CREATE TABLE IF NOT EXISTS runs (
     started INTEGER NOT NULL,             -- 0: it ended before any campaign had an outcome
     message TEXT NOT NULL,
     hint TEXT NOT NULL,
+    pc TEXT NOT NULL DEFAULT '',
     changed TEXT NOT NULL
 );
 """
@@ -1741,14 +1772,22 @@ ALTER TABLE mailings RENAME TO old_mailings;
 DROP INDEX IF EXISTS at_most_once;
 DROP INDEX IF EXISTS by_file;
 """
+LEDGER_FROM_2 = """
+ALTER TABLE mailings ADD COLUMN pc TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
+"""
 
 
 class Ledger:
-    """The record of deliveries, kept across runs and crashes: SQLite, on the disk before a call returns.
+    """The record of deliveries, kept across runs and crashes; what is noted is on the disk before a call returns.
 
-    The only class that knows SQLite. looks: nothing is to be noted, so that a ledger that cannot be written
-    will do. Raises SettingsFault when it is opened, LocalFault afterwards.
+    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL. looks: nothing is to be noted,
+    so that a ledger that cannot be written will do. Raises SettingsFault when it is opened, LocalFault afterwards.
     """
+
+    is_shared = False
+    has_lost = False  # whatever was held
+    _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
@@ -1789,10 +1828,10 @@ class Ledger:
             return
         self._db.execute("BEGIN IMMEDIATE")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]  # another program may have been first
-        script = LEDGER_SQL if is_new or version == LEDGER_VERSION else LEDGER_FROM_1 + LEDGER_SQL
-        for statement in script.split(";"):
+        update = {1: LEDGER_FROM_1, 2: LEDGER_FROM_2}.get(version, "") if not is_new else ""
+        for statement in (update + LEDGER_SQL).split(";"):
             self._db.execute(statement)
-        if not is_new and version < LEDGER_VERSION:
+        if update == LEDGER_FROM_1:
             self._take_over()
         self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         self._db.execute("COMMIT")
@@ -1820,8 +1859,8 @@ class Ledger:
             else:
                 code = ExitCode.OK if row["state"] == "done" else ExitCode.PARTIAL
                 started = row["file"] != "fault"
-                values = (row["slot"], code, started, row["message"], row["hint"], row["changed"])
-                self._db.execute(RUN_SQL, values)
+                told = {name: row[name] for name in ("slot", "message", "hint", "changed")}
+                self._insert("runs", told | {"exit_code": code, "started": started})
         self._db.execute("DROP TABLE old_mailings")
 
     def _take_over_mailing(self, row: sqlite3.Row, unused_ids: Iterator[int]) -> None:
@@ -1847,32 +1886,81 @@ class Ledger:
 
     def claim(self, mailing: Mailing) -> None:
         """A new entry."""
-        mailing.changed = self._now()
-        mailing.id = self._insert("mailings", stored(mailing))
+        mailing.changed, mailing.pc = self._now(), PC
+        values = stored(mailing)
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        held = f"(SELECT CAST(? AS TEXT) AS campaign) AS held WHERE {self._is_ours}"
+        sql = f"INSERT INTO mailings ({names}) SELECT {marks} FROM {held} RETURNING id"
+        mailing.id = self._if_ours(mailing, sql, (*values.values(), mailing.campaign))
+
+    def hold(self, campaigns: Sequence[str]) -> str:
+        """The first of these campaigns that no other PC is at work on: ours until `release`. '': there is none."""
+        return campaigns[0]
+
+    def release(self, campaign: str) -> None:
+        """Let other PCs have a campaign."""
+
+    @contextlib.contextmanager
+    def holding(self, campaign: str) -> Iterator[bool]:
+        """Hold a campaign until the block ends; whether no other PC has it."""
+        held = self.hold([campaign])
+        try:
+            yield bool(held)
+        finally:
+            if held:
+                self.release(campaign)
+
+    def probe(self) -> Text | None:
+        """For --check: whether entries can be made; what somebody should know."""
+        return None
+
+    def still_ours(self, mailing: Mailing) -> None:
+        """As late as can be before a request that another PC must not meet: its entry was noted just now.
+
+        Raises ClaimLost if this PC stood still meanwhile.
+        """
 
     def note(self, mailing: Mailing, **values: Any) -> None:
         """Set fields of a mailing, here and in its entry; on the disk when it returns."""
         values["changed"] = self._now()
         columns = ", ".join(f"{name} = ?" for name in values)
-        told = [as_column(value) for value in values.values()]
-        self._execute(f"UPDATE mailings SET {columns} WHERE id = ?", (*told, mailing.id))
+        sql = f"UPDATE mailings SET {columns} WHERE id = ? AND {self._is_ours} RETURNING id"
+        self._if_ours(mailing, sql, (*values.values(), mailing.id))
         for name, value in values.items():  # not before: the record must not know more than the disk
             setattr(mailing, name, value)
+
+    def _if_ours(self, mailing: Mailing, sql: str, values: Sequence[Any]) -> int:
+        """The number of the entry that sql has written. Raises ClaimLost if this PC does not hold its campaign."""
+        rows = [] if self.has_lost else self._execute(sql, values)
+        if not rows:
+            message = text("{campaign}: another PC may be at work on it", campaign=mailing.campaign)
+            raise ClaimLost(message, LOST_HINT, wide=True)
+        return int(rows[0]["id"])
 
     def mailings(self, where: str, *values: Any) -> list[Mailing]:
         """The entries for which the SQL condition holds, oldest first."""
         rows = self._execute(f"SELECT * FROM mailings WHERE {where} ORDER BY id", values)
         return [mailing_of(row) for row in rows]
 
-    def unsettled(self) -> list[Mailing]:
-        """What an earlier run left behind: on its way, in doubt, or with a temp on the server."""
+    def unsettled(self, campaign: str = "") -> list[Mailing]:
+        """What earlier runs left behind (of that campaign): on its way, in doubt, or with a temp on the server."""
         states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        return self.mailings(f"state IN ({states}) OR temps > 0")
+        return self.mailings(f"(state IN ({states}) OR temps > 0) AND ? IN ('', campaign)", campaign)
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
         """What reached the dialer in this slot, or may have."""
         states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
         return self.mailings(f"slot = ? AND campaign = ? AND state IN ({states})", slot, campaign)
+
+    def settled(self, slot: str) -> set[int]:
+        """The numbers of the slot's entries of which it is known what came."""
+        states = ", ".join(f"'{state}'" for state in UNSETTLED)
+        rows = self._execute(f"SELECT id FROM mailings WHERE slot = ? AND state NOT IN ({states})", (slot,))
+        return {row["id"] for row in rows}
+
+    def verdicts_elsewhere(self, slot: str, campaign: str) -> list[Mailing]:
+        """That other PCs brought it as far as its guards in this slot, which answers for this PC too."""
+        return self.mailings("slot = ? AND campaign = ? AND pc <> ? AND state IN ('held', 'empty')", slot, campaign, PC)
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -1896,50 +1984,242 @@ class Ledger:
 
     def note_run(self, slot: str, code: ExitCode, started: bool, message: str, hint: str) -> None:
         """How a whole run ended; started: its campaigns had outcomes of their own."""
-        self._execute(RUN_SQL, (slot, code, started, message, hint, self._now()))
+        told = {"slot": slot, "exit_code": code, "started": started, "message": message, "hint": hint}
+        self._insert("runs", told | {"pc": PC, "changed": self._now()})
 
     def runs(self, since: str) -> list[PastRun]:
         """The runs that ended after that time, oldest first."""
         rows = self._execute("SELECT * FROM runs WHERE changed > ? ORDER BY id", (since,))
-        return [PastRun(**(dict(row) | {"started": bool(row["started"])})) for row in rows]
+        return [PastRun(**(row | {"started": bool(row["started"])})) for row in rows]
 
     def _now(self) -> str:
         return self.clock.now().isoformat(timespec="milliseconds")
 
     def _insert(self, table: str, values: Mapping[str, Any]) -> int:
         marks = ", ".join("?" * len(values))
-        sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"
-        with self._lock:
-            self._execute(sql, tuple(values.values()))
-            return int(self._execute("SELECT last_insert_rowid()", ())[0][0])
+        sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks}) RETURNING id"
+        return int(self._execute(sql, tuple(values.values()))[0]["id"])
 
-    def _execute(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
+    def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
         try:
             with self._lock:
-                return self._db.execute(sql, values).fetchall()
-        except sqlite3.IntegrityError:  # the index `once`
-            raise Held(text("this slot's mailing is out already")) from None
+                return list(map(dict, self._db.execute(sql, [as_column(value) for value in values])))
+        except sqlite3.IntegrityError:
+            raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
             message = text("{path}: {reason}", path=self.path, reason=foreign(error))
             hint = text("free the disk, and close other programs that hold the ledger")
             raise LocalFault(message, hint) from error
 
 
-RUN_SQL = "INSERT INTO runs (slot, exit_code, started, message, hint, changed) VALUES (?, ?, ?, ?, ?, ?)"
+LEDGER_SESSION_S = 30  # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
+LEDGER_BEAT_S = 10
+LEDGER_ANSWER_S = 10
+LEDGER_PATIENCE = RetryPolicy(20, 1, 10)  # some three minutes: a server restarts, a replica is promoted
+LEDGER_POLL_S = 2  # between two looks at what other PCs hold
+CLOCK_TOLERANCE_S = 60
+LOST_HINT = text("nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it")
+CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running, in version 14 or newer?")
+# What stands in LEDGER_SQL, as PostgreSQL calls it.
+POSTGRES_WORDS = {
+    "INTEGER PRIMARY KEY": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    "INTEGER": "BIGINT",
+    "REAL": "DOUBLE PRECISION",
+    "TEXT": 'TEXT COLLATE "C"',
+}
+SHARED_LEDGER_SQL = functools.reduce(
+    lambda sql, word: sql.replace(*word),
+    POSTGRES_WORDS.items(),
+    f"""
+SELECT pg_advisory_xact_lock(hashtext('{PROGRAM}')); -- PCs come at the same minute
+DO $$ BEGIN IF to_regnamespace('{PROGRAM}') IS NULL THEN CREATE SCHEMA {PROGRAM}; END IF; END $$;
+{LEDGER_SQL}
+COMMENT ON TABLE mailings IS '{LEDGER_VERSION}';
+""",
+)
+
+
+def lock_of(campaign: str) -> str:
+    """The key of a campaign's advisory lock, in SQL; one table's keys are no other's."""
+    return f"hashtextextended({campaign}, 'mailings'::regclass::oid::bigint)"
+
+
+class SharedLedger(Ledger):
+    """The ledger of several PCs, in the schema mailing_pipeline of a PostgreSQL of its own login.
+
+    A claim is an entry together with an advisory lock on its campaign, which the session holds. The session
+    beats; when its PC dies, sleeps, hangs or is cut off, PostgreSQL ends it (idle_session_timeout), the lock is
+    free, and whoever takes it settles the entry by looking. A new session, after one that broke, holds nothing.
+    """
+
+    is_shared = True
+    _is_ours = (
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1"
+        f" AND (classid::bigint << 32 | objid::bigint) = {lock_of('campaign')})"
+    )
+
+    def __init__(self, settings: Settings, clock: Clock, looks: bool = False) -> None:
+        self.settings, self.clock = settings, clock
+        self.where = address(settings.ledger.get("host", "localhost"), settings.ledger.get("port", "5432"))
+        self._lock, self._closed = threading.RLock(), threading.Event()
+        self._session: psycopg.Connection[dict[str, Any]] | None = None
+        self._limit_s = 0.0  # by when PostgreSQL must have answered
+        try:
+            if self._execute("SELECT to_regclass('mailings') AS table", ())[0]["table"] is None:
+                self._execute(SHARED_LEDGER_SQL, ())
+            self._check_version()
+            if not looks:
+                self._check_clock()
+        except PipelineError as error:
+            self.close()
+            fault = SettingsFault(*error.lines)
+            fault.tries = error.tries
+            raise fault from None
+        threading.Thread(target=self._beat, name="ledger", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._lock:
+            if self._session:
+                self._session.close()
+
+    def hold(self, campaigns: Sequence[str]) -> str:
+        sql = f"SELECT name FROM unnest(?::text[]) AS name WHERE pg_try_advisory_lock({lock_of('name')}) LIMIT 1"
+        found = self._execute(sql, [list(campaigns)])
+        return str(found[0]["name"]) if found else ""
+
+    @property
+    def has_lost(self) -> bool:  # type: ignore[override]
+        return self._session is None or self._session.closed
+
+    def release(self, campaign: str) -> None:
+        with contextlib.suppress(LocalFault):  # without its session it is released already
+            if not self.has_lost:
+                self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
+
+    def probe(self) -> Text | None:
+        values = "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
+        self._execute(f"BEGIN; INSERT INTO mailings {values}; ROLLBACK", ())
+        told = text("shared, in PostgreSQL at {where}", where=self.where)
+        waits = self._execute("SELECT current_setting('synchronous_standby_names') AS names", ())[0]["names"]
+        if "," not in self.settings.ledger.get("host", "") or waits:
+            return told
+        return in_a_row([told, text("set synchronous_standby_names there, or a failover forgets the last deliveries")])
+
+    def still_ours(self, mailing: Mailing) -> None:
+        gone_s = (self.clock.now() - datetime.fromisoformat(mailing.changed)).total_seconds()
+        if not -1 < gone_s < LEDGER_SESSION_S / 2:
+            message = text("this PC stood still for {seconds} s: others may have its claims", seconds=round(gone_s))
+            raise ClaimLost(message, LOST_HINT, wide=True)
+
+    def _check_version(self) -> None:
+        version = self._execute("SELECT obj_description('mailings'::regclass) AS version", ())[0]["version"]
+        if version != str(LEDGER_VERSION):
+            raise SettingsFault(text("{path}: the ledger is of another version of this program", path=self.where))
+
+    def _check_clock(self) -> None:
+        """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
+        now, theirs = self.clock.now(), self._execute("SELECT extract(epoch FROM clock_timestamp())::float AS s", ())
+        wrong_s = round(now.timestamp() - theirs[0]["s"])
+        if abs(wrong_s) > CLOCK_TOLERANCE_S:
+            template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
+            raise SettingsFault(text(template, seconds=wrong_s))
+        for latest in self.mailings("id = (SELECT max(id) FROM mailings)"):
+            then = datetime.fromisoformat(latest.changed)
+            if then.utcoffset() != then.astimezone().utcoffset():
+                template = "this PC and {pc} have different time zones; nothing was sent. Set the zone"
+                raise SettingsFault(text(template, pc=latest.pc))
+
+    def _beat(self) -> None:
+        while not self._closed.wait(LEDGER_BEAT_S):
+            with self._lock, contextlib.suppress(PipelineError):
+                if not self.has_lost:
+                    self._execute("SELECT 1", ())
+
+    def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        import psycopg
+
+        given = [as_column(value) for value in values]
+        with self._lock:
+            try:
+                session = self._connected()
+                self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+                cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
+                return cursor.fetchall() if cursor.description else []
+            except psycopg.errors.UniqueViolation:
+                raise Held(text("this slot's mailing is out already")) from None
+            except psycopg.ProgrammingError as error:
+                refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
+                raise LocalFault(self._told(error), self._cure() if refused else CHECK_LEDGER) from None
+            except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
+                if self._session:
+                    self._session.close()
+                names = [value for key, value in self.settings.ledger.items() if key in ("user", "dbname")]
+                tries = connect_error(str(error), self.where, names=names).tries  # a wrong password stays wrong
+                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
+
+    def _connected(self) -> psycopg.Connection[dict[str, Any]]:
+        """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
+        from psycopg.rows import dict_row
+
+        if self._session and not self.has_lost:
+            return self._session
+        limits = {
+            "idle_session_timeout": f"{LEDGER_SESSION_S}s",
+            "idle_in_transaction_session_timeout": f"{LEDGER_SESSION_S}s",
+            "statement_timeout": f"{LEDGER_ANSWER_S}s",
+            "synchronous_commit": "on",
+            "search_path": PROGRAM,
+        }
+        set_up = " ".join(f"-c {name}={value}" for name, value in limits.items())
+        options: dict[str, Any] = {
+            "connect_timeout": self.settings.connect_timeout_seconds,
+            "application_name": f"{PROGRAM} ledger",
+            "target_session_attrs": "read-write",  # of several hosts the one that is primary now
+            **self.settings.ledger,
+            "client_encoding": "UTF8",
+            "options": f"{self.settings.ledger.get('options', '')} {set_up}",
+        }
+        connect = bounded_connection().connect
+        self._session = connect(**options, autocommit=True, prepare_threshold=None, row_factory=dict_row)
+        self._session.look = self._look  # type: ignore[attr-defined]
+        return self._session
+
+    def _look(self) -> None:
+        import psycopg
+
+        if time.monotonic() > self._limit_s:
+            raise psycopg.OperationalError("no answer in time")
+
+    def _told(self, error: psycopg.Error) -> Text:
+        reason = foreign(error.diag.message_primary or error, self.settings.secrets)
+        return text("ledger at {where}: {reason}", where=self.where, reason=reason)
+
+    def _cure(self) -> Text:
+        sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{self.settings.ledger.get("user", "")}"'
+        return text("let the database administrator run: {sql}", sql=sql)
+
+
+def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger:
+    """The ledger that LEDGER names, or this PC's own."""
+    return SharedLedger(settings, clock, looks) if settings.ledger else Ledger(settings.ledger_path, clock, looks)
 
 
 def as_column(value: Any) -> Any:
-    """A field of a mailing as SQLite takes it."""
+    """A value as the ledger takes it."""
+    if isinstance(value, (bool, IntEnum)):
+        return int(value)
     return str(value) if isinstance(value, (PurePosixPath, StrEnum)) else value
 
 
 def stored(mailing: Mailing) -> dict[str, Any]:
-    """A mailing's fields but its number, as SQLite takes them."""
+    """A mailing's fields but its number, as the ledger takes them."""
     named = [item.name for item in fields(Mailing) if item.name != "id" and not item.metadata]
     return {name: as_column(getattr(mailing, name)) for name in named}
 
 
-def mailing_of(row: sqlite3.Row) -> Mailing:
+def mailing_of(row: Mapping[str, Any]) -> Mailing:
     """An entry of the ledger as the record that it is."""
     typed = {"state": State(row["state"]), "pickup": Pickup(row["pickup"]), "folder": PurePosixPath(row["folder"])}
     return Mailing(**(dict(row) | typed | {"resend": bool(row["resend"])}))
@@ -2156,6 +2436,12 @@ SQLSTATE_RULES = (
     Rule(r"22...", NEVER, text("a value does not fit; run the query in an SQL tool (values are not logged)")),
     Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
 )
+
+LAG_HINT = text("the next run reads again; if it stays so, ask the database administrator")
+# Seconds that a replica is behind. One that has replayed all it received is not behind while somebody sends.
+LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
+  WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+  ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
 
 # Messages of these classes name tables, columns, limits and servers; others may quote a row, and only
 # the name of their class is told. Those of the second list quote one too when they come from inside a
@@ -2483,6 +2769,7 @@ class Database:
         self._sessions: Pool[Session] = Pool(stop, text("database sessions"))
         self._holder: Session | None = None
         self._snapshot = ""
+        self._lag: PipelineError | None = None  # of the snapshot
         self._pin: dict[str, str] = {}
         self.notes: list[Text] = []  # nothing is wrong, but somebody should know
         self._is_probing = False
@@ -2502,6 +2789,7 @@ class Database:
             self._pin = {key: value for key, value in reached.items() if value}
             self._holder = holder
             try:
+                self._lag = self._lag_objection(holder)
                 self._snapshot = self._export(holder)
             except DatabaseError as error:
                 if error.tries == AGAIN:
@@ -2518,6 +2806,18 @@ class Database:
         holder.set_local(holder.lasting)  # an idle transaction is what the holder is
         row = holder.run("SELECT pg_export_snapshot()").fetchone()
         return str(row[0]) if row else ""
+
+    def _lag_objection(self, session: Session) -> Held | None:
+        """Why what this session reads is too old to call people by; None if it is not."""
+        most_s = self.settings.max_replica_lag_seconds
+        row = session.run(LAG_SQL).fetchone() if most_s else (0,)
+        lag_s = row[0] if row else None
+        if lag_s is None:
+            return Held(text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT)
+        if lag_s <= most_s:
+            return None
+        template = "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
+        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
 
     def probe(self, campaigns: Sequence[Campaign]) -> None:
         """Log in for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
@@ -2555,6 +2855,9 @@ class Database:
             if campaign.read_only:
                 self._import(session)
             session.prepare(campaign)
+            shares = self._snapshot and campaign.read_only
+            if lag := self._lag if shares else self._lag_objection(session):
+                raise lag
             yield session
             with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
                 session.run("ROLLBACK")
@@ -3614,6 +3917,12 @@ class Writer:
             self._refused = self._refused or error
 
 
+def gone(temp: PurePosixPath) -> MayBeOut:
+    """What a whole temp means that is not there any more: a dialer or server that takes any name has it."""
+    message = text("{path} was whole and is gone: it may have been activated", path=temp)
+    return MayBeOut(message, text("set SFTP_STAGING_DIR: something takes files of any name"))
+
+
 class DropFolders:
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
@@ -3695,8 +4004,7 @@ class DropFolders:
                 return
             self.stop.sleep(pause_s)
         if size is None:
-            message = text("{path} was whole and is gone: it may have been activated", path=temp)
-            raise MayBeOut(message, text("set SFTP_STAGING_DIR: something takes files of any name"))
+            raise gone(temp)
         message = text("{path}: {sent} bytes sent, {arrived} arrived", path=temp, sent=size_bytes, arrived=size)
         raise DeliveryError(message, DISK, tries=TWICE_MORE)
 
@@ -4139,21 +4447,23 @@ class Line:
         Certain is: every rename of this mailing was answered by a refusal, and its temp can still be read.
         Raises what why_late says, by the clock as late as can be; the entry then is what it was.
         """
-        assert self.ledger
-        if late := why_late():
-            raise late
-        before = mailing.state
-        self.ledger.note(mailing, state=State.PUBLISHING)
+        ledger = self.ledger
+        assert ledger
+
+        def objection() -> PipelineError | None:
+            late = why_late()
+            if not late:
+                ledger.note(mailing, state=State.PUBLISHING)
+                ledger.still_ours(mailing)
+            return late
+
         try:
-            self.drops.rename(mailing.part, mailing.final, why_late)
-        except (Held, Stopped):
-            self.ledger.note(mailing, state=before)
-            raise
+            self.drops.rename(mailing.part, mailing.final, objection)
         except DeliveryError as error:
             mailing.unanswered |= isinstance(error, ConnectionLost) or error.wide
             with contextlib.suppress(DeliveryError):
                 if not mailing.unanswered and self._is_untouched(mailing):
-                    self.ledger.note(mailing, state=State.EXPORTED)
+                    ledger.note(mailing, state=State.EXPORTED)
             raise
 
     def _is_untouched(self, mailing: Mailing) -> bool:
@@ -4169,6 +4479,7 @@ class Line:
         if before is State.EXPORTED:  # none is under way: the temp goes with the others
             return False
         self.ledger.note(mailing, state=State.WITHDRAWING)  # or a lost reply would look as if the dialer had taken it
+        self.ledger.still_ours(mailing)
         try:
             removed = self.drops.remove(mailing.part)
         except DeliveryError as error:
@@ -4177,6 +4488,7 @@ class Line:
             raise
         if not removed and before is not State.WITHDRAWING:
             return True
+        mailing.is_whole = False
         published = self.drops.size(mailing.final) == mailing.size_bytes
         if not published and not removed:
             raise MayBeOut(WITHDRAWN, NEVER_AGAIN)
@@ -4195,12 +4507,20 @@ class Line:
     def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
         """What an earlier run left, before anything else. Raises DeliveryError if the server is out of reach."""
         assert self.ledger
-        leftovers = self.ledger.unsettled()
+        for name in dict.fromkeys(mailing.campaign for mailing in self.ledger.unsettled()):
+            with self.ledger.holding(name) as ours:
+                if ours:
+                    self.settle_campaign(name, campaigns.get(name))
+
+    def settle_campaign(self, name: str, campaign: Campaign | None) -> None:
+        """What earlier runs left of a campaign that we hold. Raises DeliveryError if the server is out of reach."""
+        assert self.ledger
+        leftovers = self.ledger.unsettled(name)
         if leftovers:
             self._reach(self.drops, "SFTP")
         for mailing in leftovers:
             try:
-                self._settle_leftover(mailing, campaigns.get(mailing.campaign))
+                self._settle_leftover(mailing, campaign)
             except PipelineError as error:
                 template = "{campaign}: {file} stays in doubt: {reason}"
                 log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=error.message))
@@ -4235,7 +4555,7 @@ class Line:
         template = "{campaign}: {file} of an earlier run: {outcome}"
         outcome = error.message if error else text(state)
         log.warning(text(template, campaign=mailing.campaign, file=mailing.file, outcome=outcome))
-        self.ledger.note(mailing, state=state, **as_told(error, self.settings.language))
+        self.ledger.note(mailing, state=state, pc=PC, **as_told(error, self.settings.language))
 
     # Temps on the server
 
@@ -4246,6 +4566,15 @@ class Line:
         first = mailing.temp_id or secrets.randbits(32)
         temp = str(folder / self.settings.sftp_temp_name)
         self.ledger.note(mailing, temp=temp, temp_id=first, temps=mailing.temps + 1)
+
+    def taken(self, mailing: Mailing) -> MayBeOut | None:
+        """Take a whole temp away that is not to be published any more; what to say if somebody took it before."""
+        if mailing.state is not State.EXPORTED or not mailing.is_whole or self.drops.down:
+            return None
+        try:
+            return None if self.drops.remove(mailing.part) else gone(mailing.part)
+        except DeliveryError:
+            return None  # drop_temps tries again, and says so
 
     def drop_temps(self, mailing: Mailing) -> None:
         """Remove a mailing's temps; what cannot be removed now, the next run removes."""
@@ -4573,6 +4902,10 @@ def live_progress(console: Console | None, mailings: Sequence[Mailing], language
 PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
+MOST_LOSSES = 5  # of a claim, for a ledger that breaks again and again
+OURS = contextlib.nullcontext(True)
+BROKEN_HINT = text("correct the file, and try it with --check")
+SEE_PAGE = text("the status page shows what came of it")
 BY_OPERATOR = text("stopped by the operator")
 START_AGAIN = text("start the program again; it sends only what is missing")
 
@@ -4583,24 +4916,28 @@ class Run:
     def __init__(self, line: Line, files: QueryFiles) -> None:
         self.line, self.files = line, files
         self.mailings: list[Mailing] = []
-        self._waiting: list[tuple[Campaign, Mailing]] = []
-        self._lock = threading.Lock()
+        self._waiting: list[tuple[Campaign, int]] = []  # and where its mailing stands in `mailings`
+        self._taking, self._naming = threading.Lock(), threading.Lock()
         self._query_turns = threading.Semaphore(line.settings.query_workers)
+        self._names: set[str] = set()  # of this run's mailings
+        self._settled: set[int] = set()  # entries of this slot of which it was known before this run what came
+        self._losses: Counter[str] = Counter()  # claims of a campaign that were lost
+        self._error: PipelineError | None = None  # why what waits is not taken
 
-    def plan(self, used: Callable[[str], bool]) -> None:
-        """A mailing for each campaign: due ones are claimed and wait for a worker, the others have their outcome."""
-        taken: set[str] = set()
+    def plan(self) -> None:
+        """A mailing for each campaign: due ones wait for a worker to claim them, the others have their outcome.
 
-        def is_used(name: str) -> bool:  # in any case, as Windows has it; a mailing's rejected rows need a name too
-            return name.lower() in taken or rejected_name(name).lower() in taken or used(name)
-
+        What other PCs have under way is no outcome yet: who holds the campaign decides.
+        """
+        ledger = self.line.ledger
+        if ledger:
+            look = functools.partial(ledger.settled, self.line.slot)
+            self._settled = retry(look, LEDGER_PATIENCE, self.line.stop, "ledger")
+        first_look = self._undecided if ledger and ledger.is_shared else self._outcome_before_start
         for campaign in self.files.campaigns:
-            mailing = self._outcome_before_start(campaign)
+            mailing = first_look(campaign)
             if mailing.state is State.CLAIMED:
-                start = self.line.stop.start
-                mailing.file = free_file_name(render_file_name(campaign.file_name, campaign.name, start), is_used)
-                taken |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
-                self._claim(campaign, mailing)
+                self._waiting.append((campaign, len(self.mailings)))
             self.mailings.append(mailing)
         for broken in self.files.broken:
             self._fail_broken(broken)
@@ -4626,31 +4963,41 @@ class Run:
 
     def end(self) -> None:
         """What no worker could bring to an end gets its outcome from what is noted; connections are closed."""
-        error = self.line.stop.error or Stopped(text("the run was stopped"))
+        error = self.line.stop.error or self._error or Stopped(text("the run was stopped"))
+        for campaign, at in self._waiting:
+            self._give_up(campaign, at, error)
         for mailing in self.mailings:
             if mailing.state in UNSETTLED:
-                self._conclude(mailing, error)
+                with contextlib.suppress(ClaimLost):
+                    self._conclude(mailing, error)
+        if self.line.ledger and self.line.ledger.is_shared:
+            with contextlib.suppress(PipelineError):
+                self._look_again()
         self.line.database.close()
         self.line.drops.close()
 
+    def _undecided(self, campaign: Campaign) -> Mailing:
+        return Mailing(campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder)
+
     def _outcome_before_start(self, campaign: Campaign) -> Mailing:
-        """A mailing that is claimed, or that has its outcome already."""
+        """A mailing that is due, or that has its outcome already."""
         line, options = self.line, self.line.options
-        mailing = Mailing(campaign=campaign.name, slot=line.slot, state=State.CLAIMED, folder=campaign.folder)
+        mailing = self._undecided(campaign)
         before = line.ledger.in_slot(line.slot, campaign.name) if line.ledger else []
+        resend = options.resend and all(entry.id in self._settled for entry in before)
         if any(entry.state in MAY_BE_OUT for entry in before):
             mailing.state = State.IN_DOUBT
             message = text("the server does not tell what became of this slot's mailing")
             mailing.error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
-        elif before and not options.resend:
+        elif before and not resend:
             latest = before[-1]
             mailing = dataclass_replace(latest, state=State.ALREADY, message="", hint="", id=0)
         elif (reason := self._why_not_due(campaign)) and not before:
             mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
         elif before:
             mailing.resend = True
-            template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
-            log.warning(text(template, campaign=campaign.name))
+        elif verdict := self._verdict_elsewhere(campaign):
+            return verdict
         if mailing.error:
             mailing.message, mailing.hint = as_told(mailing.error, line.settings.language).values()
         return mailing
@@ -4661,44 +5008,120 @@ class Run:
             return None
         return campaign.hours.why_not(self.line.stop.start)
 
+    def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
+        """What another PC's guards said of it; for a manual run, since it began."""
+        line, verdict, entries = self.line, None, list[Mailing]()
+        if line.ledger and line.ledger.is_shared:
+            entries = line.ledger.verdicts_elsewhere(line.slot, campaign.name)
+        for entry in entries:
+            if line.options.scheduled or entry.id not in self._settled:
+                verdict = dataclass_replace(entry, id=0)  # that PC notes it
+        if verdict and verdict.state is State.HELD:
+            verdict.error = Held(text("{message}", message=verdict.message))
+        return verdict
+
+    def _begin(self, campaign: Campaign, at: int) -> Mailing | None:
+        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
+        line, ledger = self.line, self.line.ledger
+        if ledger and ledger.is_shared:
+            line.settle_campaign(campaign.name, campaign)
+            if not ledger.unsettled(campaign.name):
+                line.drop_temps(self.mailings[at])  # what we were sending while we lost it
+            self.mailings[at] = self._outcome_before_start(campaign)
+        mailing = self.mailings[at]
+        if mailing.state is not State.CLAIMED:
+            if mailing.pc:
+                template = "{campaign}: {state} ({pc})"
+                log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
+            return None
+        if not mailing.file:
+            self._claim(campaign, mailing)
+        return mailing
+
     def _claim(self, campaign: Campaign, mailing: Mailing) -> None:
+        """Its name and its entry."""
+        if mailing.resend:
+            template = "{campaign}: was delivered in this slot; is to be sent again (--resend)"
+            log.warning(text(template, campaign=campaign.name))
+        with self._naming:
+            name = render_file_name(campaign.file_name, campaign.name, self.line.stop.start)
+            mailing.file = free_file_name(name, self._is_used)
+            self._names |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
         if self.line.ledger:
             self.line.ledger.claim(mailing)
-        self._waiting.append((campaign, mailing))
+
+    def _is_used(self, name: str) -> bool:
+        """In any case, as Windows has it; a mailing's rejected rows need a name too."""
+        ours = {name.lower(), rejected_name(name).lower()} & self._names
+        return bool(ours) or (self.line.ledger is not None and self.line.ledger.knows_file(name))
 
     def _fail_broken(self, broken: BrokenQuery) -> None:
         """A query file with faults fails, as a campaign does."""
-        slot = self.line.slot
-        mailing = Mailing(campaign=broken.name, slot=slot, state=State.CLAIMED)
-        if self.line.ledger:
-            self.line.ledger.claim(mailing)
+        ledger, error = self.line.ledger, PipelineError(in_a_row(broken.told), BROKEN_HINT)
+        mailing = Mailing(campaign=broken.name, slot=self.line.slot, state=State.CLAIMED)
         self.mailings.append(mailing)
-        hint = text("correct the file, and try it with --check")
-        self._conclude(mailing, PipelineError(in_a_row(broken.told), hint))
+        with contextlib.suppress(ClaimLost), ledger.holding(broken.name) if ledger else OURS as ours:
+            if ledger and ours:
+                ledger.claim(mailing)
+            self._conclude(mailing, error)
 
-    def _next(self) -> tuple[Campaign, Mailing, contextlib.ExitStack] | None:
-        """The next campaign in file order, with its turn to query; None if there is none."""
-        turn = contextlib.ExitStack()
-        with self._lock:
-            if not self._waiting:
-                return None
-            turn.enter_context(self.line.stop.turn(self._query_turns))
-            return *self._waiting.pop(0), turn
+    def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
+        """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
+        stop = self.line.stop
+        with self._taking:
+            while self._waiting and not self._error:
+                with contextlib.ExitStack() as turn:
+                    turn.enter_context(stop.turn(self._query_turns))
+                    if (place := self._hold()) is not None:
+                        campaign, at = self._waiting.pop(place)
+                        if not (self.line.ledger and self.line.ledger.is_shared):
+                            self._begin(campaign, at)  # here, so that names and entries are in file order
+                        return campaign, at, turn.pop_all()
+                stop.sleep(LEDGER_POLL_S)
+        return None
+
+    def _hold(self) -> int | None:
+        """Which of those that wait is ours now; None if other PCs hold them all."""
+        ledger, names = self.line.ledger, [campaign.name for campaign, _ in self._waiting]
+        if not ledger:
+            return 0
+        held = retry(lambda: ledger.hold(names), LEDGER_PATIENCE, self.line.stop, "ledger")
+        return names.index(held) if held else None
 
     def _work(self) -> None:
         """A worker's life: one mailing after the other. Whatever happens to one, the others go on."""
-        while True:
-            try:
-                taken = self._next()
-            except Stopped:
-                return  # what waits is concluded at the run's end
-            if not taken:
-                return
-            campaign, mailing, turn = taken
-            self._bring(campaign, mailing, turn)
+        try:
+            while taken := self._next():
+                self._bring(*taken)
+        except PipelineError as error:
+            self._error = error  # what waits is concluded at the run's end
+        except Exception as error:
+            self._error = bug(error)
 
-    def _bring(self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack) -> None:
-        """The ladder: everything that may go wrong with a mailing ends here."""
+    def _bring(self, campaign: Campaign, at: int, turn: contextlib.ExitStack) -> None:
+        """A campaign that we hold, to its outcome; to the end of the queue again if we lose it meanwhile."""
+        lost = False
+        try:
+            with turn:
+                if mailing := self._begin(campaign, at):
+                    self._bring_mailing(campaign, mailing, turn)
+        except ClaimLost as error:
+            log.warning(text("{campaign}: {message}", campaign=campaign.name, message=error.message))
+            self._losses[campaign.name] += 1
+            lost = self._losses[campaign.name] < MOST_LOSSES
+            if not lost:
+                self._conclude_unnoted(at, error)
+        except PipelineError as error:
+            self._conclude_unnoted(at, error)
+        except Exception as error:
+            self._conclude_unnoted(at, bug(error))
+        if self.line.ledger:
+            self.line.ledger.release(campaign.name)
+        if lost:  # not before it is released, or another worker of ours may hold it by then
+            self._waiting.append((campaign, at))
+
+    def _bring_mailing(self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack) -> None:
+        """The ladder: everything that may go wrong with a mailing ends here. Raises ClaimLost alone."""
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
         try:
@@ -4706,6 +5129,8 @@ class Run:
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
             self._conclude(mailing, None)
+        except ClaimLost:
+            raise
         except PipelineError as error:
             for kind, server in ((DatabaseError, line.database), (DeliveryError, line.drops)):
                 if error.wide and isinstance(error, kind):
@@ -4715,28 +5140,58 @@ class Run:
             self._conclude(mailing, ended or error)
         except Exception as error:
             self._conclude(mailing, bug(error))
-        finally:
-            turn.close()
+
+    def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
+        """What nobody took up before this run's end; another PC may still be at work on it."""
+        ledger = self.line.ledger
+        try:
+            if isinstance(self._error, ClaimLost):
+                raise self._error  # not once more for each campaign
+            with ledger.holding(campaign.name) if ledger else OURS as ours:
+                if ours:
+                    if mailing := self._begin(campaign, at):
+                        self._conclude(mailing, error)
+                    return
+            error = Stopped(text("another PC was still at work on it when this run ended"), SEE_PAGE)
+        except PipelineError as fault:
+            self._error = fault
+        self._conclude_unnoted(at, error)
+
+    def _conclude_unnoted(self, at: int, error: PipelineError) -> None:
+        """The outcome of what could not be claimed (again); an earlier entry of it is for others to conclude."""
+        self.mailings[at].id = 0
+        self._conclude(self.mailings[at], error)
+
+    def _look_again(self) -> None:
+        """What did not come through here another PC may have brought meanwhile."""
+        for at, mailing in enumerate(self.mailings):
+            if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
+                found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
+                if found and found[-1].state is State.DELIVERED:
+                    self.mailings[at] = dataclass_replace(found[-1], state=State.ALREADY, message="", hint="", id=0)
 
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
-        """A mailing's outcome, in record, ledger and log. Raises nothing."""
+        """A mailing's outcome, in record, ledger and log. Raises ClaimLost alone: it is others' then."""
         line, language = self.line, self.line.settings.language
         if error and mailing.state is State.DELIVERED:
             template = "{campaign}: after its delivery: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
             error = None
         if error:
+            error = line.taken(mailing) or error
             mailing.error, mailing.state = error, state_after(mailing, error)
         if mailing.began_s:
             mailing.seconds = round(line.stop.clock.steady_s() - mailing.began_s, 3)
+        if error:
+            mailing.message, mailing.hint = as_told(error, language).values()
         try:
             if line.ledger and mailing.id:
                 self._note_outcome(mailing, error)
+        except ClaimLost:
+            raise
         except PipelineError as fault:
             template = "{campaign}: the ledger could not note it, the next run looks: {reason}"
             log.error(text(template, campaign=mailing.campaign, reason=fault.message))
-        if error:
-            mailing.message, mailing.hint = as_told(error, language).values()
         log_outcome(mailing, error)
 
     def _note_outcome(self, mailing: Mailing, error: PipelineError | None) -> None:
@@ -4818,6 +5273,8 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
                 continue
             log.error(text("the run's deadline has passed: ending it"))
             stop.end(stop.passed)
+            if over.wait(INTERRUPT_GRACE_S):  # who notices removes its temp
+                return
             drops.shut()
             if not over.wait(STOP_GRACE_S):
                 template = "exit code 4: the run did not end by itself {seconds} s after its deadline"
@@ -4842,7 +5299,7 @@ def run(
     who += " by the Task Scheduler" if options.scheduled else " by hand"
     with (
         only_run(settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0),
-        contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger,
+        contextlib.closing(retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")) as ledger,
     ):
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
@@ -4852,7 +5309,9 @@ def run(
                 line.settle_leftovers({campaign.name: campaign for campaign in files.campaigns})
             except (DeliveryError, Stopped) as error:
                 line.drops.down = error  # nothing can be delivered: no query runs
-            this.plan(ledger.knows_file)
+            except ClaimLost as error:  # they are settled before anything else is done with their campaigns
+                log.warning(error.message)
+            this.plan()
             with live_progress(console, this.mailings, settings.language, clock):
                 this.work()
                 if not stop.error:
@@ -4871,7 +5330,7 @@ def rehearse(
         folder.mkdir(parents=True, exist_ok=True)
     line = Line(settings, options, stop, None)
     this = Run(line, choose(files, options.only))
-    this.plan(lambda _: False)
+    this.plan()
     delivered = look_back(settings, clock, this.mailings)
     with watchdog(stop, line.drops), live_progress(console, this.mailings, settings.language, clock):
         this.work()
@@ -4887,8 +5346,8 @@ def rehearse(
 def look_back(settings: Settings, clock: Clock, mailings: Sequence[Mailing]) -> set[str]:
     """What a rehearsal takes from the ledger: the usual rows, and which campaigns this slot has delivered already."""
     delivered: set[str] = set()
-    if settings.ledger_path.exists():
-        with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
+    if settings.has_ledger:
+        with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             for mailing in mailings:
                 mailing.past_rows = ledger.past_rows(mailing.campaign)
                 delivered |= {mailing.campaign} if ledger.in_slot(mailing.slot, mailing.campaign) else set()
@@ -4965,7 +5424,8 @@ def note_pickup(line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, la
         template = "{campaign}: {file}: {reason}"
         log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=told_why))
     try:
-        line.ledger.note(mailing, **values)
+        with line.ledger.holding(mailing.campaign):
+            line.ledger.note(mailing, **values)
     except LocalFault as error:
         template = "{campaign}: the ledger could not note it: {reason}"
         log.error(text(template, campaign=mailing.campaign, reason=error.message))
@@ -5088,9 +5548,8 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     found = [Finding(text("settings"), text("ok"))]
     found += [*check_pc(settings.folder), *check_telling(settings)]
     found += check_files(files)
-    found.append(finding(text("ledger"), lambda: Ledger(settings.ledger_path, clock).close()))
+    found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
     with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
-        several = files.campaigns[: settings.query_workers]
         several = files.campaigns[: settings.query_workers]
         login = finding(text("database login"), lambda: line.database.probe(several))
         found.append(login)
@@ -5100,6 +5559,12 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
         found += [Finding(login.what, note, is_note=True) for note in line.database.notes]
         found += check_sftp(line, files.campaigns)
     return found
+
+
+def check_ledger(settings: Settings, clock: Clock) -> Text | None:
+    """Open it as a run does, and write into it what does not stay."""
+    with contextlib.closing(open_ledger(settings, clock)) as ledger:
+        return ledger.probe()
 
 
 # In Windows' notation: everyone, users, authenticated, interactive, guests, anonymous, a domain's users.
@@ -5668,6 +6133,14 @@ ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, th
 TELL_TIMEOUT_S = 20
 
 
+def before_run(known: Past, mailings: Iterable[Mailing], start: datetime) -> Past:
+    """What was there before a run that began at start; of other PCs, what was there before its own entries."""
+    own = {mailing.campaign: mailing.id for mailing in mailings if mailing.id}
+    earlier = [entry for entry in known.mailings if entry.id < own.get(entry.campaign, entry.id + 1)]
+    moment = start.isoformat()
+    return Past([entry for entry in earlier if entry.changed <= moment or entry.pc not in ("", PC)], known.runs)
+
+
 End = Report | PipelineError  # how a run ended
 
 
@@ -5748,17 +6221,17 @@ def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> 
     start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
     run = past_run(end, start, now, settings.language)
     try:
-        with contextlib.closing(Ledger(settings.ledger_path, clock)) as ledger:
+        with contextlib.closing(open_ledger(settings, clock)) as ledger:
             known = recent(ledger, now)
-            earlier = [entry for entry in known.mailings if entry.changed <= start.isoformat()]
-            before = Past(earlier, known.runs)
+            before = before_run(known, mailings, start)
             ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
         write_page(settings, files.campaigns, Past(known.mailings, [*known.runs, run]), now)
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
-    alert(settings, Past(mailings, (run,)), before, now)
+    ours = [mailing for mailing in mailings if mailing.pc in ("", PC)]  # what another brought, that one tells
+    alert(settings, Past(ours, (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
 
@@ -5773,6 +6246,7 @@ def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun
         started=isinstance(end, Report),
         message=message,
         hint=hint,
+        pc=PC,
         changed=now.isoformat(),
     )
 
@@ -5788,7 +6262,8 @@ def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, no
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
     """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
     language = settings.language
-    troubled, working = alert_lines(this, before, now, language)
+    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])  # a PC's own runs' trouble
+    troubled, working = alert_lines(this, ours, now, language)
     if missed := missed_slots(before, settings.hours, now):
         no_run = text("no run in the slots {slots}", slots=missed)
         troubled.append(no_run.told(language))
@@ -5992,8 +6467,8 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
 def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
     now, past, language = clock.now(), Past(), settings.language
-    if settings.ledger_path.exists():
-        with contextlib.closing(Ledger(settings.ledger_path, clock, looks=True)) as ledger:
+    if settings.has_ledger:
+        with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
     grid = DayGrid(past, files.campaigns, settings.hours, now)
     show(make_console(asked), lambda console: print_status(grid, console, language), status_json(grid))
@@ -6224,6 +6699,7 @@ PORTUGUESE: dict[str, str] = {
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
         "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
     ),
+    "must be a libpq connection string such as {example}": "deve ser uma connection string da libpq, como {example}",
     "{key}: {fault}": "{key}: {fault}",
     "{file}: {fault}": "{file}: {fault}",
     "{key}: unknown setting; did you mean {near}?": ("{key}: configuração desconhecida; você quis dizer {near}?"),
@@ -6344,10 +6820,17 @@ PORTUGUESE: dict[str, str] = {
         "que este horário já entregou. Restaure o arquivo; ou, para começar um novo, mova esses CSVs "
         "para outro lugar"
     ),
+    "{campaign}: another PC may be at work on it": "{campaign}: outro computador pode estar cuidando dela",
     "this slot's mailing is out already": "o mailing deste horário já saiu",
     "{path}: {reason}": "{path}: {reason}",
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
+    ),
+    "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it": (
+        "nada a fazer: o computador que alcançar o registro de entregas continua, e antes verifica o que aconteceu"
+    ),
+    "check LEDGER and the network; is PostgreSQL running, in version 14 or newer?": (
+        "confira LEDGER e a rede; o PostgreSQL está no ar, na versão 14 ou mais nova?"
     ),
     "make OUTPUT_DIR writable, or delete this file if it is damaged": (
         "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
@@ -6399,6 +6882,12 @@ PORTUGUESE: dict[str, str] = {
     "the server grants no more than {count} {what}, mailings take turns: {reason}": (
         "o servidor não concede mais que {count} {what}, os mailings se revezam: {reason}"
     ),
+    "the database is a replica, and nobody knows how far it is behind": (
+        "o banco de dados é uma réplica, e não se sabe quanto está atrasada"
+    ),
+    "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
+        "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
+    ),
     "{campaign}: {file} stays in doubt: {reason}": "{campaign}: {file} continua em dúvida: {reason}",
     "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
         "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
@@ -6424,6 +6913,7 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the connection was refused": "a conexão foi recusada",
     "no answer in time": "sem resposta a tempo",
+    "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "this name is unknown": "este nome é desconhecido",
     "the password or the user is wrong": "a senha ou o usuário está errado",
     "ask the database administrator to let this PC in (pg_hba.conf)": (
@@ -6448,6 +6938,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "run the query in an SQL tool to see more; ask the database administrator": (
         "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do banco de dados"
+    ),
+    "the next run reads again; if it stays so, ask the database administrator": (
+        "a próxima execução lê de novo; se continuar assim, fale com o administrador do banco"
     ),
     "database at {where}: {reason}": "banco de dados em {where}: {reason}",
     "{where}: the connection to the database was lost": "{where}: a conexão com o banco de dados foi perdida",
@@ -6656,12 +7149,16 @@ PORTUGUESE: dict[str, str] = {
     "the query is running": "consulta em execução",
     "reading, {contacts}": "lendo, {contacts}",
     "sending {sent} of {size}": "enviando {sent} de {size}",
+    "the status page shows what came of it": "a página de situação mostra o que aconteceu",
     "stopped by the operator": "execução interrompida pelo operador",
     "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
     "the server does not tell what became of this slot's mailing": (
         "o servidor não informa o que aconteceu com o mailing deste horário"
     ),
     "correct the file, and try it with --check": "corrija o arquivo, e teste-o com --check",
+    "another PC was still at work on it when this run ended": (
+        "outro computador ainda cuidava dela quando esta execução terminou"
+    ),
     "{file}: {contacts}, {size} bytes": "{file}: {contacts}, {size} bytes",
     "{campaign}: {state}: {what}": "{campaign}: {state}: {what}",
     "{campaign}: {state}": "{campaign}: {state}",
@@ -6691,6 +7188,24 @@ PORTUGUESE: dict[str, str] = {
     "{path} may stay on the server: {reason}": "{path} pode ficar no servidor: {reason}",
     "settings": "configuração",
     "ledger": "registro de entregas",
+    "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
+    "set synchronous_standby_names there, or a failover forgets the last deliveries": (
+        "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
+    ),
+    "this PC stood still for {seconds} s: others may have its claims": (
+        "este computador ficou parado por {seconds} s: outro pode ter assumido as suas campanhas"
+    ),
+    "{path}: the ledger is of another version of this program": (
+        "{path}: o registro de entregas é de outra versão deste programa"
+    ),
+    "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock": (
+        "o relógio deste computador difere {seconds} s do relógio do servidor do registro de entregas; nada foi "
+        "enviado. Acerte o relógio"
+    ),
+    "this PC and {pc} have different time zones; nothing was sent. Set the zone": (
+        "este computador e {pc} têm fusos horários diferentes; nada foi enviado. Acerte o fuso"
+    ),
+    "let the database administrator run: {sql}": "peça ao administrador do banco que execute: {sql}",
     "database login": "login no banco de dados",
     "query {file}": "consulta {file}",
     "folder {path}": "pasta {path}",
@@ -6746,6 +7261,8 @@ PORTUGUESE: dict[str, str] = {
     "the next hourly run tries again by itself; nothing is ever sent twice": (
         "a próxima execução tenta de novo sozinha; nada é enviado duas vezes"
     ),
+    "{message}": "{message}",
+    "{campaign}: {state} ({pc})": "{campaign}: {state} ({pc})",
     ("Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."): (
         "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP da campanha."
     ),

@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # imported late: this file also runs as the proxy and the sam
 # What the program and libpq would read from this shell's environment; and what a user's shell does not set.
 NOT_INHERITED = re.compile(
     r"(PG|SFTP_|CSV_|RUN_|RETRY_|QUERY_).*|(QUERIES|OUTPUT|LOG)_DIR|FILE_NAME|HOLIDAYS|PICKUP_TIMEOUT_SECONDS"
-    r"|RETENTION_DAYS|LANGUAGE|ALERT_URLS|HEARTBEAT_URL|PYTHON(DONTWRITEBYTECODE|UNBUFFERED)"
+    r"|RETENTION_DAYS|LANGUAGE|ALERT_URLS|HEARTBEAT_URL|LEDGER|PYTHON(DONTWRITEBYTECODE|UNBUFFERED)"
 )
 CORES = os.cpu_count() or 1
 LINK_MBIT, LINK_RTT_MS = 20.0, 40.0

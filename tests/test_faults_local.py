@@ -306,7 +306,7 @@ def test_hours_that_end_while_a_doubt_is_settled_end_it(rig: Rig) -> None:
     rig.campaign("beta")
     rig.clock.set(datetime(2026, 12, 22, 10, 40))
     with rig.faulty_server() as server, rig.dialer():
-        program = rig.start("--only", "alfa", stop_at="before:DropFolders.rename")
+        program = rig.start("--only", "alfa", stop_at="after:Ledger.still_ours")
         assert program.wait_until_stopped()
         program.kill()
 

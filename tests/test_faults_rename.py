@@ -343,7 +343,7 @@ def test_a_removal_without_an_answer_is_not_taken_for_the_dialer(rig: Rig) -> No
     """55: the next slot withdraws what was left in doubt, and the reply is lost: the mailing was not delivered."""
     rig.campaigns("alfa")
     with rig.faulty_server() as server, rig.dialer():
-        program = rig.start(stop_at="before:DropFolders.rename")
+        program = rig.start(stop_at="after:Ledger.still_ours")
         assert program.wait_until_stopped()
         program.kill()
         next_slot(rig)
@@ -377,7 +377,7 @@ def test_temps_of_earlier_tries_go_when_a_doubt_is_settled(rig: Rig) -> None:
     """55: the ledger names every temp that may be on the server, the one in doubt last."""
     rig.campaigns("alfa")
     with rig.dialer():
-        program = rig.start(stop_at="before:DropFolders.rename")
+        program = rig.start(stop_at="after:Ledger.still_ours")
         assert program.wait_until_stopped()
         program.kill()
         (temp,) = rig.leftovers()
@@ -465,7 +465,7 @@ def test_kill_9_before_the_rename_of_a_campaign_that_is_gone_by_the_next_run(rig
     path = rig.campaign("alfa")
     rig.campaign("beta")
     with rig.dialer():
-        program = rig.start("--only", "alfa", stop_at="before:DropFolders.rename")
+        program = rig.start("--only", "alfa", stop_at="after:Ledger.still_ours")
         assert program.wait_until_stopped()
         program.kill()
         path.unlink()

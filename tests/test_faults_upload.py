@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import struct
 import time
 from collections.abc import Callable
@@ -278,7 +279,7 @@ def test_a_dialer_that_takes_any_name_never_sees_a_temp_with_a_staging_folder(ri
             elif fault == "rename reply lost":
                 server.commits("rename", "do, then cut")
             elif fault == "killed":
-                program = rig.start(stop_at="before:DropFolders.rename")
+                program = rig.start(stop_at="after:Ledger.still_ours")
                 assert program.wait_until_stopped()
                 program.kill()
             assert rig.run().code == 0
@@ -406,3 +407,20 @@ def test_where_looking_is_forbidden_after_a_rename_in_doubt_nothing_is_sent_agai
         server.recovers()
         assert rig.run().code == 0
         rig.delivered("alfa")
+
+
+def test_a_whole_temp_that_is_gone_when_a_late_mailing_s_temp_is_dropped_is_in_doubt(rig: Rig) -> None:
+    """48, 75: a dialer that takes any name took it between the look and the deadline."""
+    rig.campaign("alfa", ROWS)
+    with rig.faulty_server(), rig.dialer():
+        program = rig.start(stop_at="before:Line.publish")
+        assert program.wait_until_stopped()
+        for temp in rig.stage.drop("alfa").iterdir():
+            temp.unlink()
+        rig.clock.jump(52 * 60)
+        program.send(signal.SIGCONT)
+        program.wait()
+        rig.clock.jump(-52 * 60)
+        rig.run()
+        rig.delivered(settled=False)
+        assert rig.states() == {"alfa": "in doubt"}

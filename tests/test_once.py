@@ -170,7 +170,7 @@ def test_a_leftover_is_not_published_into_a_folder_that_was_corrected_meanwhile(
     rig.campaign("alfa", folder="errada")
     wrong = rig.stage.drop("alfa")
     with rig.dialer():
-        program = rig.start(stop_at="before:DropFolders.rename")
+        program = rig.start(stop_at="after:Ledger.still_ours")
         assert program.wait_until_stopped()
         program.kill()
     rig.campaign("alfa", folder="certa")

@@ -97,6 +97,8 @@ TABLE: dict[str, tuple[Any, str, Any, str | None]] = {
     "RUN_DEADLINE_MINUTES": (50, "20", 20, "000"),
     "PICKUP_TIMEOUT_SECONDS": (0, "30", 30, "x"),
     "RETENTION_DAYS": (7, "30", 30, "-7"),
+    "LEDGER": ({}, "host=pg user=ana", {"host": "pg", "user": "ana"}, f"host=pg password={CANARY} and more"),
+    "MAX_REPLICA_LAG_SECONDS": (0, "30", 30, "-1"),
     "LANGUAGE": ("en", "PT", "pt", "fr"),
     "ALERT_URLS": ("", "mailto://x", "mailto://x", None),
     "HEARTBEAT_URL": ("", "https://x.example", "https://x.example", None),

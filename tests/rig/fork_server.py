@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import gc
 import importlib
@@ -154,12 +155,20 @@ def file_size_limit(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
+def network(name: str) -> None:
+    """This process sees the network of a namespace, which is another PC's, and no other."""
+    with open(f"/var/run/netns/{name}") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
 SEAMS: dict[str, Callable[[Any], None]] = {
     "log_fills_up": log_fills_up,
     "bug": bug,
     "bug_in_delivery": bug_in_delivery,
     "file_size_limit": file_size_limit,
     "impatient_ledger": impatient_ledger,
+    "network": network,
     "target_held_open": target_held_open,
     "stop_at": stop_at,
 }

@@ -1,4 +1,4 @@
-"""The fixtures `rig`, `programs` and `own_database`; a test file names this module in `pytest_plugins`."""
+"""The fixtures `rig`, `centre`, `programs` and `own_database`; a test file names this module in `pytest_plugins`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from local_servers import LocalPostgres
 from stage import Stage
 
 from .programs import Programs
+from .several_pcs import Centre
 from .theatre import Rig
 
 
@@ -30,6 +31,15 @@ def rig(stage: Stage, programs: Programs, tmp_path: Path) -> Iterator[Rig]:
     yield made
     made.close()
     assert made.leaks() == [], "fault 70: a canary came out"
+
+
+@pytest.fixture
+def centre(stage: Stage, programs: Programs, tmp_path: Path, database: LocalPostgres) -> Iterator[Centre]:
+    """Several PCs on one ledger; every one of its programs is killed at the end."""
+    made = Centre(stage, programs, tmp_path, database)
+    yield made
+    assert made.leaks() == [], "a canary came out"
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -35,10 +35,8 @@ class Proxy:
     come. Leave the with block to close everything.
     """
 
-    host = LOOPBACK
-
-    def __init__(self, target_port: int) -> None:
-        self.target_port = target_port
+    def __init__(self, target_port: int, host: str = LOOPBACK) -> None:
+        self.target_port, self.host = target_port, host
         self.port = 0
         self.accepted = 0  # connections so far
         self.cuts = 0

@@ -216,7 +216,9 @@ class Probes:
         files = self.program.load_campaigns(folder, self.settings)
         rehearsal = self.program.Options(dry_run=True)
         run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), None), files)
-        run.plan(lambda _: False)
+        run.plan()
+        for at, campaign in enumerate(files.campaigns):
+            run._begin(campaign, at)
         return [mailing.file.lower() for mailing in run.mailings]
 
     def a_code_that_windows_lacks(self) -> dict[str, Any]:
