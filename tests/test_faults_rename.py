@@ -394,12 +394,12 @@ def test_temps_of_earlier_tries_go_when_a_doubt_is_settled(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("again", ["in the same slot", "in the next slot"])
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["after:Ledger.still_ours", "after:DropFolders.rename"], ids=["before", "after"])
 def test_kill_9_beside_the_rename(rig: Rig, moment: str, again: str) -> None:
     """56: between the ledger's `publishing` and the request, or between its reply and the ledger's `delivered`."""
     rig.campaigns("alfa", "beta")
     with rig.dialer():
-        program = rig.start("--only", "alfa", stop_at=f"{moment}:DropFolders.rename")
+        program = rig.start("--only", "alfa", stop_at=moment)
         assert program.wait_until_stopped()
         program.kill()
         in_doubt = [row["campaign"] for row in rig.ledger if row["state"] == "publishing"]
@@ -407,7 +407,7 @@ def test_kill_9_beside_the_rename(rig: Rig, moment: str, again: str) -> None:
         if again == "in the next slot":
             next_slot(rig)
         assert rig.run().code == 0
-        rig.delivered("alfa", "beta", *in_doubt * (again == "in the next slot" and moment == "after"))
+        rig.delivered("alfa", "beta", *in_doubt * (again == "in the next slot" and "rename" in moment))
         assert rig.leftovers() == []
 
 
