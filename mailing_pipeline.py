@@ -96,8 +96,9 @@ from html import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
-# psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is first
-# used, so that `--help` and a wrong setting answer at once, and the rest loads while the server works.
+# psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is
+# first used, so that `--help` and a wrong setting answer at once, and the rest loads while the
+# server works.
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -214,9 +215,9 @@ def address(host: str, port: object, hidden: Iterable[str] = ()) -> str:
     return f"…@{bare}:{port}" if user else f"{bare}:{port}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Errors: what went wrong, whether trying again can help, and what a person should do
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class ExitCode(IntEnum):
@@ -246,9 +247,10 @@ AGAIN, ONCE_MORE, TWICE_MORE, NEVER = None, 1, 2, 0
 class PipelineError(Exception):
     """Something a person can understand.
 
-    message names the culprit (file, line, key, folder), hint says what to do. Severity is two questions:
-    tries, how many more times it is worth while (None: as many as RETRY_ATTEMPTS says), and wide, whether it
-    reaches beyond one mailing: the server or the login itself, so that it would meet every campaign.
+    message names the culprit (file, line, key, folder), hint says what to do. Severity is two
+    questions: tries, how many more times it is worth while (None: as many as RETRY_ATTEMPTS says),
+    and wide, whether it reaches beyond one mailing: the server or the login itself, so that it
+    would meet every campaign.
     """
 
     exit_code = ExitCode.PARTIAL
@@ -256,7 +258,12 @@ class PipelineError(Exception):
     scarce = False  # the server has no more sessions or channels, and is not down
 
     def __init__(
-        self, message: Text, hint: Text | None = None, *, tries: int | None = NEVER, wide: bool = False
+        self,
+        message: Text,
+        hint: Text | None = None,
+        *,
+        tries: int | None = NEVER,
+        wide: bool = False,
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.tries, self.wide = message, hint, tries, wide
@@ -270,7 +277,8 @@ class PipelineError(Exception):
 class SettingsFault(PipelineError):
     """Settings, queries, ledger or usage are wrong: nothing was started.
 
-    `faults` lists every one that was found; `settings` is what could be read all the same, to tell somebody.
+    `faults` lists every one that was found; `settings` is what could be read all the same, to tell
+    somebody.
     """
 
     exit_code = ExitCode.USAGE
@@ -353,7 +361,9 @@ class Bug(PipelineError):
 
 def bug(error: Exception) -> Bug:
     """error's type and places go to the log; its text does not, which may quote a row."""
-    log.error("a bug: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+    log.error(
+        "a bug: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+    )
     message = text("internal error ({kind})", kind=type(error).__name__)
     return Bug(message, text("send the log of today to the developer"))
 
@@ -760,7 +770,9 @@ def connection_string(written: str) -> Mapping[str, str]:
         return {key: str(value) for key, value in conninfo.conninfo_to_dict(written).items()}
     except ProgrammingError:  # whose text may quote the password
         example = "host=pg dbname=ledger user=ledger password=…"
-        raise Wrong(text("must be a libpq connection string such as {example}", example=example)) from None
+        raise Wrong(
+            text("must be a libpq connection string such as {example}", example=example)
+        ) from None
 
 
 def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
@@ -808,7 +820,8 @@ class Settings:
     run_deadline_minutes: int = setting("50", whole_number(1, 54))
     pickup_timeout_seconds: int = setting("0", whole_number(0, 3600))
     retention_days: int = setting("7", whole_number(1, 3650))
-    ledger: Mapping[str, str] = setting("", connection_string, secret=True)  # of the PostgreSQL that several PCs share
+    # of the PostgreSQL that several PCs share
+    ledger: Mapping[str, str] = setting("", connection_string, secret=True)
     max_replica_lag_seconds: int = setting("0", whole_number(0, 86400))
     language: str = setting("en", one_of(*LANGUAGES))
     alert_urls: str = setting("", secret=True)
@@ -831,7 +844,13 @@ class Settings:
         """What must never be told, whoever quotes it."""
         password = self.libpq.get("password", "")
         urls = (*self.alert_urls.split(), self.heartbeat_url)
-        return (password, self.ledger.get("password", ""), self.sftp_password, self.sftp_key_passphrase, *urls)
+        return (
+            password,
+            self.ledger.get("password", ""),
+            self.sftp_password,
+            self.sftp_key_passphrase,
+            *urls,
+        )
 
     @property
     def ledger_path(self) -> Path:
@@ -985,7 +1004,8 @@ def line_fault(line: str, binding: Binding) -> Text | None:
         return text(told, key=key)
     if binding.error or (binding.key and binding.value is None):
         return text("not of the form KEY=value")
-    is_share = re.match(r"'\\\\[^\\']+\\", written) and "PASS" not in key  # one backslash is left of two
+    # one backslash is left of two
+    is_share = re.match(r"'\\\\[^\\']+\\", written) and "PASS" not in key
     if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
         told = "{key}: these quotes change what follows a backslash; use others or none"
         return text(told, key=key)
@@ -1356,7 +1376,8 @@ def is_meant(key: str, written: str, separator: str, value: str, leads: bool) ->
         return value[:1].isdigit() or (leads and assigned)
     if not leads:
         return False
-    if key == "hours" and re.match(r"\d\d?[h:]", value):  # 9h-18h: else people are called at the wrong time
+    # 9h-18h: else people are called at the wrong time
+    if key == "hours" and re.match(r"\d\d?[h:]", value):
         return True
     readable = attempt(DIRECTIVES[key], value)[1] is None
     if assigned:
@@ -1573,9 +1594,9 @@ def free_file_name(name: str, used: Callable[[str], bool]) -> str:
     return next(free for free in itertools.chain([name], numbered) if not used(free))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Mailing: what a campaign is in a run. The one record: the ledger stores it, everything else is computed from it
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class State(StrEnum):
@@ -1584,7 +1605,8 @@ class State(StrEnum):
     CLAIMED = "claimed"  # before its query
     EXPORTED = "exported"  # whole on this PC's disk
     PUBLISHING = "publishing"  # its rename may have happened
-    WITHDRAWING = "withdrawing"  # its temp is being removed: after a rename, or an upload, that nobody could look after
+    # its temp is being removed: after a rename, or an upload, that nobody could look after
+    WITHDRAWING = "withdrawing"
     DELIVERED = "delivered"
     IN_DOUBT = "in doubt"  # nobody can tell whether the dialer has it: never sent again
     EMPTY = "empty"
@@ -1610,7 +1632,8 @@ class State(StrEnum):
         return LOOKS[self]
 
 
-UNSETTLED = (State.CLAIMED, State.EXPORTED, State.PUBLISHING, State.WITHDRAWING)  # how a killed run leaves them
+# how a killed run leaves them
+UNSETTLED = (State.CLAIMED, State.EXPORTED, State.PUBLISHING, State.WITHDRAWING)
 MAY_BE_OUT = (State.PUBLISHING, State.WITHDRAWING, State.IN_DOUBT)
 
 
@@ -1625,21 +1648,17 @@ class Pickup(StrEnum):
 
 
 UNNOTED = {"noted": False}
-FIGURES = (
-    "columns",
-    "rows",
-    "rejected",
-    "replaced",
-    "size_bytes",
-    "sha256",
-    "seconds",
-)  # of a mailing that is exported
+# Of a mailing that is exported.
+FIGURES = ("columns", "rows", "rejected", "replaced", "size_bytes", "sha256", "seconds")
 TROUBLED_PICKUPS = (Pickup.LEFT, Pickup.REFUSED, Pickup.UNKNOWN)
 
 
 @dataclass(slots=True, kw_only=True)
 class Mailing:
-    """A campaign in a run: where it goes, what it holds, how far it came. Changed by its own worker alone."""
+    """A campaign in a run: where it goes, what it holds, how far it came.
+
+    Changed by its own worker alone.
+    """
 
     campaign: str
     slot: str
@@ -1667,11 +1686,14 @@ class Mailing:
 
     # Of the run alone, not noted in the ledger
     error: PipelineError | None = field(default=None, metadata=UNNOTED)
-    unanswered: bool = field(default=False, metadata=UNNOTED)  # a rename that the server may still carry out
+    # a rename that the server may still carry out
+    unanswered: bool = field(default=False, metadata=UNNOTED)
     began_s: float = field(default=0.0, metadata=UNNOTED)  # on the steady clock
     sent_bytes: int = field(default=0, metadata=UNNOTED)
-    is_whole: bool = field(default=False, metadata=UNNOTED)  # its temp is acknowledged, and was not taken away
-    past_rows: Sequence[int] = field(default=(), metadata=UNNOTED)  # of the last delivered ones, for a rehearsal
+    # its temp is acknowledged, and was not taken away
+    is_whole: bool = field(default=False, metadata=UNNOTED)
+    # of the last delivered ones, for a rehearsal
+    past_rows: Sequence[int] = field(default=(), metadata=UNNOTED)
 
     @property
     def final(self) -> PurePosixPath:
@@ -1682,7 +1704,10 @@ class Mailing:
     def temp_paths(self) -> list[PurePosixPath]:
         """The temps that may be on the server, the last one being the mailing itself."""
         numbers = range(self.temp_id, self.temp_id + self.temps)
-        return [PurePosixPath(self.temp.replace("{id}", f"{number & 0xFFFFFFFF:08x}")) for number in numbers]
+        return [
+            PurePosixPath(self.temp.replace("{id}", f"{number & 0xFFFFFFFF:08x}"))
+            for number in numbers
+        ]
 
     @property
     def part(self) -> PurePosixPath:
@@ -1720,9 +1745,9 @@ class PastRun:
         return State.FAILED if self.is_trouble else State.DELIVERED
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Ledger: what was promised before a rename, and what came of it
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 LEDGER_VERSION = 3
 PC = socket.gethostname()
@@ -1766,7 +1791,8 @@ CREATE TABLE IF NOT EXISTS runs (
     changed TEXT NOT NULL
 );
 """
-# What version 1 noted: runs were mailings without a campaign, temps stood in one column, a line each.
+# What version 1 noted: runs were mailings without a campaign, temps stood in one column, a line
+# each.
 LEDGER_FROM_1 = """
 ALTER TABLE mailings RENAME TO old_mailings;
 DROP INDEX IF EXISTS at_most_once;
@@ -1781,8 +1807,9 @@ ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 class Ledger:
     """The record of deliveries, kept across runs and crashes; what is noted is on the disk before a call returns.
 
-    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL. looks: nothing is to be noted,
-    so that a ledger that cannot be written will do. Raises SettingsFault when it is opened, LocalFault afterwards.
+    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL. looks: nothing is
+    to be noted, so that a ledger that cannot be written will do. Raises SettingsFault when it is
+    opened, LocalFault afterwards.
     """
 
     is_shared = False
@@ -1795,7 +1822,9 @@ class Ledger:
         undo = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path, timeout=10, isolation_level=None, check_same_thread=False
+            )
             undo.callback(self._db.close)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA synchronous=FULL")
@@ -1817,17 +1846,25 @@ class Ledger:
             )
 
     def _prepare(self, looks: bool) -> None:
-        """Make the tables, or take over those of an older version. A read-only or full disk shows here."""
+        """Make the tables, or take over those of an older version.
+
+        A read-only or full disk shows here.
+        """
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        is_new = not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'mailings'").fetchone()
+        is_new = not self._db.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'mailings'"
+        ).fetchone()
         if is_new:
             self._refuse_beside_mailings()
         if version > LEDGER_VERSION:
-            raise SettingsFault(text("{path}: the ledger is of a newer version of this program", path=self.path))
+            raise SettingsFault(
+                text("{path}: the ledger is of a newer version of this program", path=self.path)
+            )
         if looks and not is_new and version == LEDGER_VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]  # another program may have been first
+        # another program may have been first
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
         update = {1: LEDGER_FROM_1, 2: LEDGER_FROM_2}.get(version, "") if not is_new else ""
         for statement in (update + LEDGER_SQL).split(";"):
             self._db.execute(statement)
@@ -1872,12 +1909,27 @@ class Ledger:
         kind = next((kind for kind in Pickup if kind and pickup.startswith(kind)), Pickup.UNWATCHED)
         at = pickup.rpartition(" ")[2] if kind is Pickup.TAKEN else ""
         *earlier, last = old["temp"].split("\n")
-        kept = ("slot", "campaign", "resend", "folder", "file", "rows", "rejected", "size_bytes", "sha256")
+        kept = (
+            "slot",
+            "campaign",
+            "resend",
+            "folder",
+            "file",
+            "rows",
+            "rejected",
+            "size_bytes",
+            "sha256",
+        )
         told = {name: old[name] for name in (*kept, "seconds", "message", "hint", "changed")}
         told["message"] = told["message"] or (pickup if kind in TROUBLED_PICKUPS else "")
-        now = told | {"id": old["id"], "state": state, "pickup": kind, "picked_up": at} | temp_columns(last)
+        now = (
+            told
+            | {"id": old["id"], "state": state, "pickup": kind, "picked_up": at}
+            | temp_columns(last)
+        )
         self._insert("mailings", now)
-        for temp in earlier:  # one more entry for each, or nobody would ever remove it; of no slot: none shows it
+        # one more entry for each, or nobody would ever remove it; of no slot: none shows it
+        for temp in earlier:
             unseen = {"id": next(unused_ids), "state": State.EMPTY, "slot": "", "file": ""}
             self._insert("mailings", told | unseen | temp_columns(temp))
 
@@ -1894,7 +1946,10 @@ class Ledger:
         mailing.id = self._if_ours(mailing, sql, (*values.values(), mailing.campaign))
 
     def hold(self, campaigns: Sequence[str]) -> str:
-        """The first of these campaigns that no other PC is at work on: ours until `release`. '': there is none."""
+        """The first of these campaigns that no other PC is at work on: ours until `release`.
+
+        '': there is none.
+        """
         return campaigns[0]
 
     def release(self, campaign: str) -> None:
@@ -1926,11 +1981,15 @@ class Ledger:
         columns = ", ".join(f"{name} = ?" for name in values)
         sql = f"UPDATE mailings SET {columns} WHERE id = ? AND {self._is_ours} RETURNING id"
         self._if_ours(mailing, sql, (*values.values(), mailing.id))
-        for name, value in values.items():  # not before: the record must not know more than the disk
+        # not before: the record must not know more than the disk
+        for name, value in values.items():
             setattr(mailing, name, value)
 
     def _if_ours(self, mailing: Mailing, sql: str, values: Sequence[Any]) -> int:
-        """The number of the entry that sql has written. Raises ClaimLost if this PC does not hold its campaign."""
+        """The number of the entry that sql has written.
+
+        Raises ClaimLost if this PC does not hold its campaign.
+        """
         rows = [] if self.has_lost else self._execute(sql, values)
         if not rows:
             message = text("{campaign}: another PC may be at work on it", campaign=mailing.campaign)
@@ -1945,7 +2004,9 @@ class Ledger:
     def unsettled(self, campaign: str = "") -> list[Mailing]:
         """What earlier runs left behind (of that campaign): on its way, in doubt, or with a temp on the server."""
         states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        return self.mailings(f"(state IN ({states}) OR temps > 0) AND ? IN ('', campaign)", campaign)
+        return self.mailings(
+            f"(state IN ({states}) OR temps > 0) AND ? IN ('', campaign)", campaign
+        )
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
         """What reached the dialer in this slot, or may have."""
@@ -1955,12 +2016,19 @@ class Ledger:
     def settled(self, slot: str) -> set[int]:
         """The numbers of the slot's entries of which it is known what came."""
         states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        rows = self._execute(f"SELECT id FROM mailings WHERE slot = ? AND state NOT IN ({states})", (slot,))
+        rows = self._execute(
+            f"SELECT id FROM mailings WHERE slot = ? AND state NOT IN ({states})", (slot,)
+        )
         return {row["id"] for row in rows}
 
     def verdicts_elsewhere(self, slot: str, campaign: str) -> list[Mailing]:
         """That other PCs brought it as far as its guards in this slot, which answers for this PC too."""
-        return self.mailings("slot = ? AND campaign = ? AND pc <> ? AND state IN ('held', 'empty')", slot, campaign, PC)
+        return self.mailings(
+            "slot = ? AND campaign = ? AND pc <> ? AND state IN ('held', 'empty')",
+            slot,
+            campaign,
+            PC,
+        )
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -1970,12 +2038,16 @@ class Ledger:
     def last_delivered(self, campaign: str) -> Mailing | None:
         """The campaign's latest delivered mailing."""
         sql = "campaign = ? AND state = 'delivered' AND id = (SELECT max(id) FROM mailings AS m"
-        found = self.mailings(f"{sql} WHERE m.campaign = ? AND m.state = 'delivered')", campaign, campaign)
+        found = self.mailings(
+            f"{sql} WHERE m.campaign = ? AND m.state = 'delivered')", campaign, campaign
+        )
         return found[0] if found else None
 
     def knows_file(self, name: str) -> bool:
         """Whether a mailing ever had this name."""
-        return bool(self._execute("SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1", (name,)))
+        return bool(
+            self._execute("SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1", (name,))
+        )
 
     def files_before(self, moment: datetime) -> set[str]:
         """The names of the mailings that were last touched before that moment."""
@@ -1984,7 +2056,13 @@ class Ledger:
 
     def note_run(self, slot: str, code: ExitCode, started: bool, message: str, hint: str) -> None:
         """How a whole run ended; started: its campaigns had outcomes of their own."""
-        told = {"slot": slot, "exit_code": code, "started": started, "message": message, "hint": hint}
+        told = {
+            "slot": slot,
+            "exit_code": code,
+            "started": started,
+            "message": message,
+            "hint": hint,
+        }
         self._insert("runs", told | {"pc": PC, "changed": self._now()})
 
     def runs(self, since: str) -> list[PastRun]:
@@ -2004,7 +2082,9 @@ class Ledger:
         """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
         try:
             with self._lock:
-                return list(map(dict, self._db.execute(sql, [as_column(value) for value in values])))
+                return list(
+                    map(dict, self._db.execute(sql, [as_column(value) for value in values]))
+                )
         except sqlite3.IntegrityError:
             raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
@@ -2013,13 +2093,17 @@ class Ledger:
             raise LocalFault(message, hint) from error
 
 
-LEDGER_SESSION_S = 30  # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
+# a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
+LEDGER_SESSION_S = 30
 LEDGER_BEAT_S = 10
 LEDGER_ANSWER_S = 10
-LEDGER_PATIENCE = RetryPolicy(20, 1, 10)  # some three minutes: a server restarts, a replica is promoted
+# some three minutes: a server restarts, a replica is promoted
+LEDGER_PATIENCE = RetryPolicy(20, 1, 10)
 LEDGER_POLL_S = 2  # between two looks at what other PCs hold
 CLOCK_TOLERANCE_S = 60
-LOST_HINT = text("nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it")
+LOST_HINT = text(
+    "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it"
+)
 CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running, in version 14 or newer?")
 # What stands in LEDGER_SQL, as PostgreSQL calls it.
 POSTGRES_WORDS = {
@@ -2048,9 +2132,10 @@ def lock_of(campaign: str) -> str:
 class SharedLedger(Ledger):
     """The ledger of several PCs, in the schema mailing_pipeline of a PostgreSQL of its own login.
 
-    A claim is an entry together with an advisory lock on its campaign, which the session holds. The session
-    beats; when its PC dies, sleeps, hangs or is cut off, PostgreSQL ends it (idle_session_timeout), the lock is
-    free, and whoever takes it settles the entry by looking. A new session, after one that broke, holds nothing.
+    A claim is an entry together with an advisory lock on its campaign, which the session holds. The
+    session beats; when its PC dies, sleeps, hangs or is cut off, PostgreSQL ends it
+    (idle_session_timeout), the lock is free, and whoever takes it settles the entry by looking. A
+    new session, after one that broke, holds nothing.
     """
 
     is_shared = True
@@ -2061,7 +2146,9 @@ class SharedLedger(Ledger):
 
     def __init__(self, settings: Settings, clock: Clock, looks: bool = False) -> None:
         self.settings, self.clock = settings, clock
-        self.where = address(settings.ledger.get("host", "localhost"), settings.ledger.get("port", "5432"))
+        self.where = address(
+            settings.ledger.get("host", "localhost"), settings.ledger.get("port", "5432")
+        )
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._session: psycopg.Connection[dict[str, Any]] | None = None
         self._limit_s = 0.0  # by when PostgreSQL must have answered
@@ -2099,28 +2186,49 @@ class SharedLedger(Ledger):
                 self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
 
     def probe(self) -> Text | None:
-        values = "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
+        values = (
+            "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
+        )
         self._execute(f"BEGIN; INSERT INTO mailings {values}; ROLLBACK", ())
         told = text("shared, in PostgreSQL at {where}", where=self.where)
-        waits = self._execute("SELECT current_setting('synchronous_standby_names') AS names", ())[0]["names"]
+        waits = self._execute("SELECT current_setting('synchronous_standby_names') AS names", ())[
+            0
+        ]["names"]
         if "," not in self.settings.ledger.get("host", "") or waits:
             return told
-        return in_a_row([told, text("set synchronous_standby_names there, or a failover forgets the last deliveries")])
+        return in_a_row(
+            [
+                told,
+                text(
+                    "set synchronous_standby_names there, or a failover forgets the last deliveries"
+                ),
+            ]
+        )
 
     def still_ours(self, mailing: Mailing) -> None:
         gone_s = (self.clock.now() - datetime.fromisoformat(mailing.changed)).total_seconds()
         if not -1 < gone_s < LEDGER_SESSION_S / 2:
-            message = text("this PC stood still for {seconds} s: others may have its claims", seconds=round(gone_s))
+            message = text(
+                "this PC stood still for {seconds} s: others may have its claims",
+                seconds=round(gone_s),
+            )
             raise ClaimLost(message, LOST_HINT, wide=True)
 
     def _check_version(self) -> None:
-        version = self._execute("SELECT obj_description('mailings'::regclass) AS version", ())[0]["version"]
+        version = self._execute("SELECT obj_description('mailings'::regclass) AS version", ())[0][
+            "version"
+        ]
         if version != str(LEDGER_VERSION):
-            raise SettingsFault(text("{path}: the ledger is of another version of this program", path=self.where))
+            raise SettingsFault(
+                text("{path}: the ledger is of another version of this program", path=self.where)
+            )
 
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
-        now, theirs = self.clock.now(), self._execute("SELECT extract(epoch FROM clock_timestamp())::float AS s", ())
+        now, theirs = (
+            self.clock.now(),
+            self._execute("SELECT extract(epoch FROM clock_timestamp())::float AS s", ()),
+        )
         wrong_s = round(now.timestamp() - theirs[0]["s"])
         if abs(wrong_s) > CLOCK_TOLERANCE_S:
             template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
@@ -2128,7 +2236,9 @@ class SharedLedger(Ledger):
         for latest in self.mailings("id = (SELECT max(id) FROM mailings)"):
             then = datetime.fromisoformat(latest.changed)
             if then.utcoffset() != then.astimezone().utcoffset():
-                template = "this PC and {pc} have different time zones; nothing was sent. Set the zone"
+                template = (
+                    "this PC and {pc} have different time zones; nothing was sent. Set the zone"
+                )
                 raise SettingsFault(text(template, pc=latest.pc))
 
     def _beat(self) -> None:
@@ -2151,12 +2261,20 @@ class SharedLedger(Ledger):
                 raise Held(text("this slot's mailing is out already")) from None
             except psycopg.ProgrammingError as error:
                 refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
-                raise LocalFault(self._told(error), self._cure() if refused else CHECK_LEDGER) from None
-            except psycopg.Error as error:  # broken, ended by the server, silent, or a primary no more
+                raise LocalFault(
+                    self._told(error), self._cure() if refused else CHECK_LEDGER
+                ) from None
+            # broken, ended by the server, silent, or a primary no more
+            except psycopg.Error as error:
                 if self._session:
                     self._session.close()
-                names = [value for key, value in self.settings.ledger.items() if key in ("user", "dbname")]
-                tries = connect_error(str(error), self.where, names=names).tries  # a wrong password stays wrong
+                names = [
+                    value
+                    for key, value in self.settings.ledger.items()
+                    if key in ("user", "dbname")
+                ]
+                # a wrong password stays wrong
+                tries = connect_error(str(error), self.where, names=names).tries
                 raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
@@ -2182,7 +2300,9 @@ class SharedLedger(Ledger):
             "options": f"{self.settings.ledger.get('options', '')} {set_up}",
         }
         connect = bounded_connection().connect
-        self._session = connect(**options, autocommit=True, prepare_threshold=None, row_factory=dict_row)
+        self._session = connect(
+            **options, autocommit=True, prepare_threshold=None, row_factory=dict_row
+        )
         self._session.look = self._look  # type: ignore[attr-defined]
         return self._session
 
@@ -2203,7 +2323,11 @@ class SharedLedger(Ledger):
 
 def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger:
     """The ledger that LEDGER names, or this PC's own."""
-    return SharedLedger(settings, clock, looks) if settings.ledger else Ledger(settings.ledger_path, clock, looks)
+    return (
+        SharedLedger(settings, clock, looks)
+        if settings.ledger
+        else Ledger(settings.ledger_path, clock, looks)
+    )
 
 
 def as_column(value: Any) -> Any:
@@ -2221,7 +2345,11 @@ def stored(mailing: Mailing) -> dict[str, Any]:
 
 def mailing_of(row: Mapping[str, Any]) -> Mailing:
     """An entry of the ledger as the record that it is."""
-    typed = {"state": State(row["state"]), "pickup": Pickup(row["pickup"]), "folder": PurePosixPath(row["folder"])}
+    typed = {
+        "state": State(row["state"]),
+        "pickup": Pickup(row["pickup"]),
+        "folder": PurePosixPath(row["folder"]),
+    }
     return Mailing(**(dict(row) | typed | {"resend": bool(row["resend"])}))
 
 
@@ -2244,7 +2372,8 @@ def lock_fault(path: Path, error: Exception) -> SettingsFault:
 def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None]:
     """One run at a time: SQLite's write lock on a small file, which the system releases when a process dies.
 
-    who describes this run for the one that finds the lock taken. Waits up to wait_s seconds, then raises Busy.
+    who describes this run for the one that finds the lock taken. Waits up to wait_s seconds, then
+    raises Busy.
     """
     until_s = clock.steady_s() + wait_s
     try:
@@ -2288,9 +2417,9 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Database: the sessions of a run and the snapshot that all of them read. The one seam for psycopg
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Pool(Generic[T]):
@@ -2307,7 +2436,10 @@ class Pool(Generic[T]):
         self._most = 64  # what the server grants, as far as we know
 
     def take(self, make: Callable[[], T]) -> T:
-        """One for this thread alone, until given back. Raises what make raises if none is there at all."""
+        """One for this thread alone, until given back.
+
+        Raises what make raises if none is there at all.
+        """
         while True:
             with self.changed:
                 while not self._free and self.made >= self._most:
@@ -2323,7 +2455,9 @@ class Pool(Generic[T]):
                 if not (isinstance(error, PipelineError) and error.scarce and others):
                     raise
                 self._most = others
-                template = "the server grants no more than {count} {what}, mailings take turns: {reason}"
+                template = (
+                    "the server grants no more than {count} {what}, mailings take turns: {reason}"
+                )
                 log.warning(text(template, count=others, what=self.what, reason=error.message))
 
     def give_back(self, item: T, sound: bool) -> None:
@@ -2386,8 +2520,8 @@ class Rule:
     lost: bool = False  # the connection is of no use any more
 
 
-# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we meet.
-# Pgpool-II says so where TLS is asked for.
+# A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we
+# meet. Pgpool-II says so where TLS is asked for.
 SCARCE = Rule(
     r"too many|connection limit|max_client_conn|response during SSL"
     r"|reserv|muit[ao]s|demasiad[ao]s|zu viele|trop de",
@@ -2403,7 +2537,9 @@ CONNECT_RULES = (
     Rule(
         r"unsupported startup parameter",
         NEVER,
-        text("take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"),
+        text(
+            "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"
+        ),
     ),
     Rule(
         r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
@@ -2412,18 +2548,36 @@ CONNECT_RULES = (
         CHECK_SETTINGS,
     ),
     Rule(r"Connection refused|10061|Conexão recusada", AGAIN, CHECK_NETWORK, REFUSED),
-    Rule(r"translate host name|getaddrinfo|Name or service not known", AGAIN, CHECK_NETWORK, NAME_UNKNOWN),
+    Rule(
+        r"translate host name|getaddrinfo|Name or service not known",
+        AGAIN,
+        CHECK_NETWORK,
+        NAME_UNKNOWN,
+    ),
     Rule(r"timeout expired|timed out|10060", AGAIN, CHECK_NETWORK, TIMED_OUT),
     Rule(r"", AGAIN, CHECK_NETWORK),
 )
 LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits all.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits
+# all.
 SQLSTATE_RULES = (
     Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
-    Rule(r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000", AGAIN, LATER),
-    Rule(r"55P03", AGAIN, text("another session locks a table of this query; ask who changes it at this hour")),
-    Rule(r"57014", ONCE_MORE, text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")),
+    Rule(
+        r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000",
+        AGAIN,
+        LATER,
+    ),
+    Rule(
+        r"55P03",
+        AGAIN,
+        text("another session locks a table of this query; ask who changes it at this hour"),
+    ),
+    Rule(
+        r"57014",
+        ONCE_MORE,
+        text("the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
+    ),
     Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
     Rule(r"25006", NEVER, WRITES_HINT),
     Rule(r"42501", NEVER, text("ask for SELECT on that table for this PGUSER")),
@@ -2431,22 +2585,31 @@ SQLSTATE_RULES = (
     Rule(
         r"22021",
         NEVER,
-        text("the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"),
+        text(
+            "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"
+        ),
     ),
-    Rule(r"22...", NEVER, text("a value does not fit; run the query in an SQL tool (values are not logged)")),
-    Rule(r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")),
+    Rule(
+        r"22...",
+        NEVER,
+        text("a value does not fit; run the query in an SQL tool (values are not logged)"),
+    ),
+    Rule(
+        r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")
+    ),
 )
 
 LAG_HINT = text("the next run reads again; if it stays so, ask the database administrator")
-# Seconds that a replica is behind. One that has replayed all it received is not behind while somebody sends.
+# Seconds that a replica is behind. One that has replayed all it received is not behind while
+# somebody sends.
 LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
   WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
   ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
 
-# Messages of these classes name tables, columns, limits and servers; others may quote a row, and only
-# the name of their class is told. Those of the second list quote one too when they come from inside a
-# function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the query's own text
-# is told.
+# Messages of these classes name tables, columns, limits and servers; others may quote a row, and
+# only the name of their class is told. Those of the second list quote one too when they come from
+# inside a function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the
+# query's own text is told.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
@@ -2454,15 +2617,17 @@ TELLING_OF_THE_QUERY = ("0A", "42", "54")
 def refuses_login(told: str, names: Iterable[str]) -> bool:
     """Whether the server itself speaks, and of our user or our database: the login is wrong.
 
-    PostgreSQL quotes them in every language, and in no message about something that passes but SCARCE.
-    Two blanks stand behind its word for FATAL, and in none of libpq's own messages.
+    PostgreSQL quotes them in every language, and in no message about something that passes but
+    SCARCE. Two blanks stand behind its word for FATAL, and in none of libpq's own messages.
     """
     quote = r"[\"'«»“”„‘’‚「」\ufffd]"
     own = "|".join(map(re.escape, names))
     return bool(re.search(rf":  .*{quote}\s?({own})\s?{quote}", told))
 
 
-def connect_error(told: str, where: str, hidden: Iterable[str] = (), names: Iterable[str] = ()) -> DatabaseError:
+def connect_error(
+    told: str, where: str, hidden: Iterable[str] = (), names: Iterable[str] = ()
+) -> DatabaseError:
     """What was said while connecting to `where`, classified. names: our user and our database."""
     rule = next(rule for rule in CONNECT_RULES if re.search(rule.pattern, told, re.IGNORECASE))
     if rule.tries == AGAIN and rule is not SCARCE and refuses_login(told, names):
@@ -2489,8 +2654,8 @@ def query_error(
 ) -> DatabaseError:
     """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
 
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose text
-    and whose code are anybody's: it may quote a row, or mean another server.
+    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose
+    text and whose code are anybody's: it may quote a row, or mean another server.
     """
     from psycopg import errors
 
@@ -2512,7 +2677,10 @@ def query_error(
 
 def greeting(host: str, port: int, question: bytes = b"") -> bytes:
     """The first bytes that whatever listens there says, after question; empty if it says nothing."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), PROBE_TIMEOUT_S) as sock:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host, port), PROBE_TIMEOUT_S) as sock,
+    ):
         sock.settimeout(PROBE_TIMEOUT_S)
         sock.sendall(question)
         return sock.recv(4)
@@ -2523,8 +2691,9 @@ def greeting(host: str, port: int, question: bytes = b"") -> bytes:
 def bounded_connection() -> type[psycopg.Connection[Any]]:
     """psycopg's Connection; each time that psycopg comes round in a wait (every 0.1 s) it calls `look`.
 
-    A frozen backend ignores statement_timeout, and on Windows closing the socket from another thread
-    wakes nobody: this ends any wait, on every system, and execute and copy are used as by everybody.
+    A frozen backend ignores statement_timeout, and on Windows closing the socket from another
+    thread wakes nobody: this ends any wait, on every system, and execute and copy are used as by
+    everybody.
     """
     import psycopg
 
@@ -2551,7 +2720,10 @@ READ_ONLY = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class Session:
-    """A connection inside a campaign's transaction. After any error it must be closed, not reused."""
+    """A connection inside a campaign's transaction.
+
+    After any error it must be closed, not reused.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any], stop: Stop, settings: Settings) -> None:
         self.connection, self.stop, self.hidden = connection, stop, settings.secrets
@@ -2630,7 +2802,9 @@ class Session:
         *found, isolation = self._row(f"current_setting('{name}')" for name in names)
         if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
             template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
-            hint = text("a pooler shares one session's statements out: switch off its load balancing for PGUSER")
+            hint = text(
+                "a pooler shares one session's statements out: switch off its load balancing for PGUSER"
+            )
             raise DatabaseError(text(template, file=self.source, found=isolation), hint, wide=True)
         self._is_proven = True
 
@@ -2667,7 +2841,11 @@ class Session:
         The query is under way when the block begins: the server works while pandas is imported.
         """
         sql = f"COPY ({select.text}\n) TO STDOUT (ENCODING '{self.encoding}')"
-        with self._asking(sql, select.line), self.connection.cursor() as cursor, cursor.copy(self._bytes(sql)) as copy:
+        with (
+            self._asking(sql, select.line),
+            self.connection.cursor() as cursor,
+            cursor.copy(self._bytes(sql)) as copy,
+        ):
             blocks = self._blocks(copy)
             yield blocks if self.encoding == "UTF8" else map(self._in_utf8, blocks)
 
@@ -2739,7 +2917,9 @@ class Session:
         """Whether the wait under way may go on. Raises Stopped or DatabaseError."""
         self.stop.check()
         if self.stop.clock.steady_s() > self._limit_s:
-            hint = text("the server neither answers nor ends the query; ask the database administrator")
+            hint = text(
+                "the server neither answers nor ends the query; ask the database administrator"
+            )
             message = text("{where}: the database fell silent", where=self.source)
             raise DatabaseError(message, hint, tries=ONCE_MORE)
 
@@ -2749,7 +2929,11 @@ def login_notes(pgconn: PGconn) -> list[Text]:
     notes = []
     server = pgconn.hostaddr.decode()
     if server and not ipaddress.ip_address(server).is_loopback and not pgconn.ssl_in_use:
-        notes.append(text("the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT"))
+        notes.append(
+            text(
+                "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT"
+            )
+        )
     if pgconn.parameter_status(b"is_superuser") == b"on":
         notes.append(text("PGUSER is a superuser: a role that can only SELECT cannot do harm"))
     return notes
@@ -2758,8 +2942,8 @@ def login_notes(pgconn: PGconn) -> list[Text]:
 class Database:
     """The sessions of one run, and the snapshot that all its queries read.
 
-    One session, the holder, exports the snapshot and stays open; the others import it. They all go to
-    the host that the holder reached, since a snapshot lives on one server.
+    One session, the holder, exports the snapshot and stays open; the others import it. They all go
+    to the host that the holder reached, since a snapshot lives on one server.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -2813,14 +2997,20 @@ class Database:
         row = session.run(LAG_SQL).fetchone() if most_s else (0,)
         lag_s = row[0] if row else None
         if lag_s is None:
-            return Held(text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT)
+            return Held(
+                text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT
+            )
         if lag_s <= most_s:
             return None
-        template = "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
+        template = (
+            "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
+        )
         return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
 
     def probe(self, campaigns: Sequence[Campaign]) -> None:
-        """Log in for each of these campaigns at the same time. Raises DatabaseError; scarce is a note.
+        """Log in for each of these campaigns at the same time.
+
+        Raises DatabaseError; scarce is a note.
 
         Notes are for --check from now on, and not for the log.
         """
@@ -2847,7 +3037,10 @@ class Database:
 
     @contextlib.contextmanager
     def session(self, campaign: Campaign) -> Iterator[Session]:
-        """A session in the campaign's transaction, on the run's snapshot. What is not committed is undone."""
+        """A session in the campaign's transaction, on the run's snapshot.
+
+        What is not committed is undone.
+        """
         self.open()
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
@@ -2909,7 +3102,9 @@ class Database:
             if error.tries == AGAIN:
                 raise
             self._give_up(snapshot, error.message)
-            message = text("{file}: the shared snapshot cannot be read any more", file=session.source)
+            message = text(
+                "{file}: the shared snapshot cannot be read any more", file=session.source
+            )
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
     def _go_alone(self, reason: Text) -> None:
@@ -2951,7 +3146,9 @@ class Database:
         os.environ.update(settings.libpq_environment)  # libpq reads these nowhere else
         options = defaults | dict(settings.libpq) | self._pin | {"client_encoding": "UTF8"}
         try:
-            connection = bounded_connection().connect(**options, autocommit=True, prepare_threshold=None)
+            connection = bounded_connection().connect(
+                **options, autocommit=True, prepare_threshold=None
+            )
             if connection.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
                 self._say_encoding(connection)
         except psycopg.Error as error:
@@ -2976,17 +3173,27 @@ class Database:
         host, port = settings.libpq.get("host", ""), settings.libpq.get("port", "5432")
         where = address(host or "localhost", port, settings.secrets)
         error = connect_error(told, where, settings.secrets, names)
-        if error.tries == AGAIN and port.isdigit() and greeting(host or "localhost", int(port)) == b"SSH-":
-            message = text("database at {where}: an SSH (SFTP) server answers there, not PostgreSQL", where=where)
-            return DatabaseError(message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True)
+        if (
+            error.tries == AGAIN
+            and port.isdigit()
+            and greeting(host or "localhost", int(port)) == b"SSH-"
+        ):
+            message = text(
+                "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL",
+                where=where,
+            )
+            return DatabaseError(
+                message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True
+            )
         return error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Treatment: blocks of COPY text -> DataFrame of strings -> phones, unique -> CSV bytes
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"  # C0, DEL, C1, U+2028, U+2029 in UTF-8
+# C0, DEL, C1, U+2028, U+2029 in UTF-8
+CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"
 CONTROLS_INSIDE = rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES)
 BYTE_ORDER_MARK = "\ufeff".encode()
 
@@ -2996,15 +3203,17 @@ def tidy_names(names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
     joined = re.sub("[\t\n]", "\x01", "\0".join(names)).encode()
-    return tuple(name.strip() for name in re.sub(CONTROLS_INSIDE, b" ", joined).decode().split("\0"))
+    return tuple(
+        name.strip() for name in re.sub(CONTROLS_INSIDE, b" ", joined).decode().split("\0")
+    )
 
 
 def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
     r"""A block of COPY text as a DataFrame of strings, one column per name; no value is interpreted, NULL is missing.
 
-    Cells are stripped; line breaks and control characters inside a cell become one space. COPY writes a tab, a line
-    feed or a backslash of the data as \t, \n and \\, so that tabs part cells and line feeds rows, and NULL as \N
-    (PostgreSQL manual, COPY, Text Format).
+    Cells are stripped; line breaks and control characters inside a cell become one space. COPY
+    writes a tab, a line feed or a backslash of the data as \t, \n and \\, so that tabs part cells
+    and line feeds rows, and NULL as \N (PostgreSQL manual, COPY, Text Format).
     """
     import pandas as pd
     import pyarrow as pa
@@ -3015,7 +3224,9 @@ def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
         block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
     tidy = looks_tidy(block, len(columns))
     if not tidy:  # RE2: a sixth of the time of Python's re, and outside the interpreter lock
-        block = pc.replace_substring_regex(pa.array([block], pa.binary()), CONTROLS_INSIDE, b" ")[0].as_py()
+        block = pc.replace_substring_regex(pa.array([block], pa.binary()), CONTROLS_INSIDE, b" ")[
+            0
+        ].as_py()
     frame: pd.DataFrame = read_cells(block, len(columns)).to_pandas(types_mapper=pd.ArrowDtype)
     if b"\0" in block:
         frame = frame.apply(lambda column: column.str.replace("\0", "\\", regex=False))
@@ -3036,7 +3247,9 @@ def read_cells(block: bytes | bytearray, columns: int) -> pa.Table:
     return pa_csv.read_csv(
         pa.BufferReader(block),
         pa_csv.ReadOptions(column_names=numbered, block_size=len(block) + 1, use_threads=False),
-        pa_csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False),
+        pa_csv.ParseOptions(
+            delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False
+        ),
         pa_csv.ConvertOptions(
             column_types=dict.fromkeys(numbered, pa.string()),
             null_values=[r"\N"],
@@ -3046,17 +3259,20 @@ def read_cells(block: bytes | bytearray, columns: int) -> pa.Table:
     )
 
 
-# Phones. A number is never made up: a cell is one phone as people write it, or it is none. Only in a cell that is one
-# for certain are the digits looked at by themselves.
+# Phones. A number is never made up: a cell is one phone as people write it, or it is none. Only in
+# a cell that is one for certain are the digits looked at by themselves.
 
 # Anatel, Plano Geral de Códigos Nacionais: the area codes in use.
 AREA_CODES = "1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9]"
-# Anatel, Resolução 749/2022: mobile numbers have nine digits beginning with 9, fixed ones eight beginning with 2 to 5.
+# Anatel, Resolução 749/2022: mobile numbers have nine digits beginning with 9, fixed ones eight
+# beginning with 2 to 5.
 PHONE = rf"(?P<number>(?:{AREA_CODES})(?:9\d{{8}}|[2-5]\d{{7}}))"
-# Carriers that are dialled before an area code (0 21 11 …), and how forms leave the choice open (0xx11 …).
+# Carriers that are dialled before an area code (0 21 11 …), and how forms leave the choice open
+# (0xx11 …).
 CARRIERS = "1[245]|2[1-35]|31|4[13]|[56]5|99|(?i:xx)"
 
-# Blanks and dashes in all their Unicode shapes, and the invisible characters that messengers copy along with a phone.
+# Blanks and dashes in all their Unicode shapes, and the invisible characters that messengers copy
+# along with a phone.
 BLANK = r"\p{Zs}\p{Cf}"
 DASH = rf"{BLANK}\p{{Pd}}\x{{2212}}."  # between the digits of a number
 GAP = rf"{DASH}/()\[\]"  # around an area code, and around what is dialled before it
@@ -3068,15 +3284,16 @@ def dialled_before(gap: str) -> str:
     return rf"{country}(?:(?:0|90){gap}(?:(?:{CARRIERS}){gap})?)?"
 
 
-# A number apart from its area code, (11) 98 765-4321, may be divided anywhere but before its last digit; one that is
-# written together with it only as in 1198765-4321. `93234-5678 1` lacks an area code, and is nobody's phone in 93.
+# A number apart from its area code, (11) 98 765-4321, may be divided anywhere but before its last
+# digit; one that is written together with it only as in 1198765-4321. `93234-5678 1` lacks an area
+# code, and is nobody's phone in 93.
 APART = rf"[{GAP}]+(?:9(?:[{DASH}]*\d){{7}}\d|[2-5](?:[{DASH}]*\d){{6}}\d)"
 TOGETHER = rf"9\d{{3}}[{DASH}]*\d[{DASH}]*\d{{4}}|[2-5]\d{{3}}[{DASH}]*\d{{4}}"
 OPENED, CLOSED = rf"""[{BLANK}'"(\[]*""", rf"""[{GAP},;:'"]*"""
 WRITTEN = f"^{OPENED}{dialled_before(f'[{GAP}]*')}(?:{AREA_CODES})(?:{APART}|{TOGETHER}){CLOSED}$"
 DIALLED = f"^{dialled_before('')}{PHONE}$"  # a phone's digits can be read in one way only
-# What may stand before a phone: its kind, in words. What may stand behind it: an extension; the zero of a
-# column that was numeric once.
+# What may stand before a phone: its kind, in words. What may stand behind it: an extension; the
+# zero of a column that was numeric once.
 EXTENSION = rf"(?i:ramal|ram|ext|r|x|#)[{BLANK}.:-]*\d{{1,6}}[{BLANK})\]]*$"
 KIND = rf"^{OPENED}(?i:telefone|tel|celular|cel|fone|fixo|whatsapp|whats|zap|residencial|comercial)[{BLANK}.:-]+"
 WAS_A_FLOAT = r"^(\d+)[.,]00?$"
@@ -3088,7 +3305,8 @@ def clean_phones(cells: pd.Series[str]) -> pd.Series[str]:
     import pyarrow.compute as pc
 
     phones = texts(cells)
-    others = pc.invert(pc.match_substring_regex(phones, f"^{PHONE}?$"))  # few: looking costs a fifth of reading
+    # few: looking costs a fifth of reading
+    others = pc.invert(pc.match_substring_regex(phones, f"^{PHONE}?$"))
     phones = pc.replace_with_mask(phones, others, read_phones(phones.filter(others)))
     return pd.Series(pd.arrays.ArrowExtensionArray(phones), index=cells.index)
 
@@ -3099,7 +3317,8 @@ def read_phones(cells: pa.StringArray) -> pa.StringArray:
 
     cells = pc.replace_substring_regex(cells, f"{WAS_A_FLOAT}|{EXTENSION}|{KIND}", r"\1")
     is_phone = pc.match_substring_regex(cells, WRITTEN)
-    numbers = pc.struct_field(pc.extract_regex(digits_only(cells), DIALLED), "number")  # null where there is none
+    # null where there is none
+    numbers = pc.struct_field(pc.extract_regex(digits_only(cells), DIALLED), "number")
     return pc.if_else(is_phone, pc.fill_null(numbers, ""), "")
 
 
@@ -3116,14 +3335,16 @@ def reachable(frame: pd.DataFrame, phones: Sequence[str]) -> np.ndarray[Any, Any
 class SeenKeys:
     """The keys seen so far in a mailing, as sorted 64-bit hashes: 8 bytes a key, so that memory hardly grows with rows.
 
-    Two keys of one mailing collide once in about 10 million mailings of 2 million rows; a collision rejects one row.
+    Two keys of one mailing collide once in about 10 million mailings of 2 million rows; a collision
+    rejects one row.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
         import numpy as np
 
         self.columns = columns
-        self._hashes = np.array([np.iinfo(np.int64).max])  # so that every key has a place before the end
+        # so that every key has a place before the end
+        self._hashes = np.array([np.iinfo(np.int64).max])
 
     def repeated(self, frame: pd.DataFrame, among: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Which rows among those have a key that a row before them had; an empty key is nobody's."""
@@ -3172,22 +3393,29 @@ class Treatment:
     def _rejected(self, rows: pd.DataFrame, reason: Text) -> pd.DataFrame:
         """Rows with a last column that says why; the query may have a column of that name too."""
         told = rows.copy(deep=False)
-        told.insert(rows.shape[1], REASON.told(self.language), reason.told(self.language), allow_duplicates=True)
+        told.insert(
+            rows.shape[1],
+            REASON.told(self.language),
+            reason.told(self.language),
+            allow_duplicates=True,
+        )
         return told
 
 
 def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     """A treated block as CSV text in UTF-8, RFC 4180 with minimal quoting, without the header line.
 
-    The bytes are those of DataFrame.to_csv, in a tenth of its time. Arrow's own CSV writer is as fast as this, but
-    writes no quotes or quotes everything.
+    The bytes are those of DataFrame.to_csv, in a tenth of its time. Arrow's own CSV writer is as
+    fast as this, but writes no quotes or quotes everything.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if frame.empty:
         return b""
-    columns = [quoted(texts(cells), form.delimiter, lone=frame.shape[1] == 1) for _, cells in frame.items()]
+    columns = [
+        quoted(texts(cells), form.delimiter, lone=frame.shape[1] == 1) for _, cells in frame.items()
+    ]
     lines = pc.binary_join_element_wise(*columns, form.delimiter)
     (joined,) = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), form.newline)
     return b"".join((joined.as_buffer(), form.newline.encode()))
@@ -3196,7 +3424,8 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
 def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
     """The CSV's first line, quoted like any other."""
     line = io.StringIO()
-    csv.writer(line, delimiter=form.delimiter, lineterminator=form.newline).writerow(columns)  # as pandas does it
+    # as pandas does it
+    csv.writer(line, delimiter=form.delimiter, lineterminator=form.newline).writerow(columns)
     return line.getvalue().encode()
 
 
@@ -3206,27 +3435,30 @@ ACCENTED = re.compile("[^\\W\\d_][\u0300-\u036f]+")  # a letter and the accents 
 def encoded(utf8: bytes, encoding: str) -> tuple[bytes, int]:
     """utf8 in the campaign's encoding, and how many characters it lacks, which became '?'.
 
-    Encodings of one byte have no combining accents: a + ~ is written as ã there. UTF-8 stays as the server wrote it.
+    Encodings of one byte have no combining accents: a + ~ is written as ã there. UTF-8 stays as the
+    server wrote it.
     """
     if encoding in ("utf-8", "utf-8-sig"):
         return utf8, 0
     characters = utf8.decode()
-    if b"\xcc" in utf8:  # begins U+0300 to U+033F in UTF-8, and nothing else; rare, and looking costs nothing
+    # begins U+0300 to U+033F in UTF-8, and nothing else; rare, and looking costs nothing
+    if b"\xcc" in utf8:
         characters = ACCENTED.sub(lambda found: unicodedata.normalize("NFC", found[0]), characters)
     data = characters.encode(encoding, "replace")
     return data, data.count(b"?") - utf8.count(b"?")
 
 
-# For speed: whole blocks and columns as bytes in a row. Done plainly, the treatment of the benchmark's rows takes 2.5
-# times as long: 1.2 without looks_tidy, 1.5 with cells asked for quotes one by one, 1.7 with pandas' own methods for
-# texts, 1.04 with a regular expression for digits_only.
+# For speed: whole blocks and columns as bytes in a row. Done plainly, the treatment of the
+# benchmark's rows takes 2.5 times as long: 1.2 without looks_tidy, 1.5 with cells asked for quotes
+# one by one, 1.7 with pandas' own methods for texts, 1.04 with a regular expression for
+# digits_only.
 
 
 def looks_tidy(block: bytes | bytearray, columns: int) -> bool:
     """Whether no cell of a block of COPY text can need stripping; False may be a false alarm.
 
-    No control character but the tabs and line feeds of the format, no blank beside one of those, and none of the bytes
-    that begin (or are) DEL, C1 and Unicode's other blanks.
+    No control character but the tabs and line feeds of the format, no blank beside one of those,
+    and none of the bytes that begin (or are) DEL, C1 and Unicode's other blanks.
     """
     import numpy as np
 
@@ -3252,7 +3484,10 @@ def texts(cells: pd.Series[str]) -> pa.StringArray:
 
 
 def quoted(column: pa.StringArray, delimiter: str, lone: bool) -> pa.StringArray:
-    """The column with quotes around the cells that need them. A lone empty one does, or its line would be empty."""
+    """The column with quotes around the cells that need them.
+
+    A lone empty one does, or its line would be empty.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -3264,7 +3499,9 @@ def quoted(column: pa.StringArray, delimiter: str, lone: bool) -> pa.StringArray
     needs = (np.diff(places) == 0) & lone
     needs[np.searchsorted(places, special, "right") - 1] = True
     doubled = pc.replace_substring(column.filter(pa.array(needs)), '"', '""')
-    return pc.replace_with_mask(column, pa.array(needs), pc.binary_join_element_wise('"', doubled, '"', ""))
+    return pc.replace_with_mask(
+        column, pa.array(needs), pc.binary_join_element_wise('"', doubled, '"', "")
+    )
 
 
 def digits_only(cells: pa.StringArray) -> pa.StringArray:
@@ -3275,7 +3512,9 @@ def digits_only(cells: pa.StringArray) -> pa.StringArray:
     data, places = flat(cells)
     digit = data - np.uint8(ord("0")) <= 9  # what is less than "0" wraps around
     kept_before = np.concatenate([[0], np.cumsum(digit)]).astype(np.int32)
-    return pa.StringArray.from_buffers(len(cells), pa.py_buffer(kept_before[places]), pa.py_buffer(data[digit]))
+    return pa.StringArray.from_buffers(
+        len(cells), pa.py_buffer(kept_before[places]), pa.py_buffer(data[digit])
+    )
 
 
 def flat(cells: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -3287,9 +3526,9 @@ def flat(cells: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     return np.frombuffer(data or b"", np.uint8)[places[0] : places[-1]], places - places[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # This PC's disk: a file appears under its name only when it is whole
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class LocalFile:
@@ -3332,7 +3571,9 @@ class MailingFiles:
     Left without `keep`, nothing stays behind.
     """
 
-    def __init__(self, folder: Path, mailing: Mailing, columns: Sequence[str], form: CsvFormat) -> None:
+    def __init__(
+        self, folder: Path, mailing: Mailing, columns: Sequence[str], form: CsvFormat
+    ) -> None:
         self.folder, self.mailing, self.columns, self.form = folder, mailing, columns, form
         mailing.columns, mailing.rows, mailing.rejected, mailing.replaced = len(columns), 0, 0, 0
         self._file = LocalFile(folder / mailing.file)
@@ -3368,7 +3609,10 @@ class MailingFiles:
         if self._rejects:
             self._rejects.keep()
         self._file.keep()
-        self.mailing.size_bytes, self.mailing.sha256 = self._file.size_bytes, self._file.sha256.hexdigest()
+        self.mailing.size_bytes, self.mailing.sha256 = (
+            self._file.size_bytes,
+            self._file.sha256.hexdigest(),
+        )
 
     def _write(self, file: LocalFile, csv_lines: bytes) -> None:
         data, lacking = encoded(csv_lines, self.form.encoding)
@@ -3393,24 +3637,30 @@ def local_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = text("the disk is full") if error.errno == errno.ENOSPC else foreign(error.strerror or error)
+        reason = (
+            text("the disk is full")
+            if error.errno == errno.ENOSPC
+            else foreign(error.strerror or error)
+        )
         hint = text("free space on this PC's disk, and close programs that hold the file open")
         raise LocalFault(text("{path}: {reason}", path=path, reason=reason), hint) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Drop folders: one SFTP login, a channel for each worker. The one seam for paramiko
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 SFTP_TIMEOUT_S = 60  # a request without any reply for so long means a dead connection
-CLOSE_TIMEOUT_S = 300  # some servers scan a file, or copy it elsewhere, before they answer its CLOSE
+# some servers scan a file, or copy it elsewhere, before they answer its CLOSE
+CLOSE_TIMEOUT_S = 300
 CHUNK_BYTES = 1 << 20
 IN_FLIGHT = 64  # writes without an answer yet, as OpenSSH's own client has them
-# The longest write that OpenSSH's sftp-server takes (sftp-common.h, SFTP_MAX_MSG_LENGTH, less 1 KB): with it
-# an upload takes two thirds of the time. Others get a write that goes out in one SSH packet of 32 KB: ProFTPD mixes
-# the halves of what two channels send. Some take 16 KB, or less.
+# The longest write that OpenSSH's sftp-server takes (sftp-common.h, SFTP_MAX_MSG_LENGTH, less 1
+# KB): with it an upload takes two thirds of the time. Others get a write that goes out in one SSH
+# packet of 32 KB: ProFTPD mixes the halves of what two channels send. Some take 16 KB, or less.
 OPENSSH_WRITE_BYTES, WRITE_BYTES, SHORTEST_WRITE_BYTES = 255 << 10, 31 << 10, 4 << 10
-LOOK_PAUSES_S = (0.2, 0.5, 1.3, 0)  # servers that show a file, or its size, a little after its CLOSE
+# servers that show a file, or its size, a little after its CLOSE
+LOOK_PAUSES_S = (0.2, 0.5, 1.3, 0)
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # PostgreSQL answers it with S or N
 
 NETWORK = text("check SFTP_HOST, SFTP_PORT and the network; is the SFTP server running?")
@@ -3424,15 +3674,21 @@ HUNG_UP = text(
 )
 NEW_PASSWORD = text("the server wants a new password: set one there, then SFTP_PASSWORD")
 UNATTENDED = text("ask the server's administrator for a login that needs nothing else")
-NO_SFTP = text("ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)")
-OLD_SERVER = text("the server offers only outdated algorithms (SHA-1); its administrator must update it")
+NO_SFTP = text(
+    "ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)"
+)
+OLD_SERVER = text(
+    "the server offers only outdated algorithms (SHA-1); its administrator must update it"
+)
 NO_FOLDER = text("create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR")
 NO_ACCESS = text("ask the server's administrator for write access to the folder")
 NO_TEMP = text(
     "ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"
 )
 NO_RENAME = text("ask the server's administrator to let this user rename files there")
-NO_MOVE = text("is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?")
+NO_MOVE = text(
+    "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?"
+)
 LET_READ = text("let this user read the file")
 LET_LIST = text("let this user list the folder, or look at its files")
 LACKS = text("the server lacks this operation")
@@ -3440,14 +3696,21 @@ CONNECTION_LOST = text("the connection was lost")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
 
-# Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists and
-# cross-device alike as OSError("Failure") without an errno. The first row that fits decides.
+# Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists
+# and cross-device alike as OSError("Failure") without an errno. The first row that fits decides.
 SFTP_RULES = (
     Rule(r"(?i)timeout", AGAIN, NETWORK, TIMED_OUT, kind="AuthenticationException", lost=True),
     Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException", lost=True),
     Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException", lost=True),
     Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", lost=True),
-    Rule(r"info request", NEVER, NEW_PASSWORD, text("the password has expired"), kind="SSHException", lost=True),
+    Rule(
+        r"info request",
+        NEVER,
+        NEW_PASSWORD,
+        text("the password has expired"),
+        kind="SSHException",
+        lost=True,
+    ),
     Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError"),
     Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError"),
     Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError"),
@@ -3469,27 +3732,40 @@ def is_answer(error: Exception) -> bool:
 
 
 def sftp_error(
-    error: Exception, doing: Text, hidden: Iterable[str] = (), where: str = "", refused: Text | None = None
+    error: Exception,
+    doing: Text,
+    hidden: Iterable[str] = (),
+    where: str = "",
+    refused: Text | None = None,
 ) -> DeliveryError:
     """error while doing something on the server, classified.
 
-    where: the server itself, if it is about that; refused: what to do where the server's answer was no.
+    where: the server itself, if it is about that; refused: what to do where the server's answer was
+    no.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    rule = next(rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error)))
+    rule = next(
+        rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error))
+    )
     reason = rule.says or foreign(error, hidden) or type(error).__name__
     server = text("SFTP at {where}", where=where) if where else "SFTP"
     message = text("{server}: {doing}: {reason}", server=server, doing=doing, reason=reason)
     kind = ConnectionLost if rule.lost else DeliveryError
-    hint = refused if refused and type(error) in (OSError, PermissionError) and not rule.lost else rule.hint
+    hint = (
+        refused
+        if refused and type(error) in (OSError, PermissionError) and not rule.lost
+        else rule.hint
+    )
     return kind(message, hint, tries=rule.tries, wide=bool(where))
 
 
 # ----- The connection: dialled, its host key a pinned one, logged in
 
-WEAK = {"ciphers": ["3des-cbc"], "macs": ["hmac-md5", "hmac-md5-96", "hmac-sha1-96"]}  # are not offered
+# are not offered
+WEAK = {"ciphers": ["3des-cbc"], "macs": ["hmac-md5", "hmac-md5-96", "hmac-sha1-96"]}
 OUTDATED = re.compile("sha1$|^ssh-(rsa|dss)$|cbc|arcfour|md5|^hmac-sha1")
-# What both sides must have in common, in the words of OpenSSH's settings, and paramiko's name for what we know of it.
+# What both sides must have in common, in the words of OpenSSH's settings, and paramiko's name for
+# what we know of it.
 ALGORITHMS = {
     "KexAlgorithms": ("kex_algo_list", "preferred_kex"),
     "HostKeyAlgorithms": ("server_key_algo_list", "preferred_keys"),
@@ -3514,7 +3790,9 @@ def transport_class() -> type[Any]:
         _kex_info = usual._kex_info | {curve: usual._kex_info[f"{curve}@libssh.org"]}
         _preferred_kex = (curve, *usual._preferred_kex)
         # GCM first: it spares the separate MAC.
-        _preferred_ciphers = tuple(sorted(usual._preferred_ciphers, key=lambda name: "gcm" not in name))
+        _preferred_ciphers = tuple(
+            sorted(usual._preferred_ciphers, key=lambda name: "gcm" not in name)
+        )
         offers: Mapping[str, Sequence[str]] = {}
 
         def _really_parse_kex_init(self, *message: Any, **how: Any) -> Mapping[str, Sequence[str]]:
@@ -3638,11 +3916,14 @@ class SftpLogin:
             kinds = [
                 kind
                 for kind in self.transport.preferred_keys
-                if kind in self.transport.offers["server_key_algo_list"] and key_kind(kind) not in seen
+                if kind in self.transport.offers["server_key_algo_list"]
+                and key_kind(kind) not in seen
             ]
         keys = ", ".join(f"{fingerprint} ({kind})" for kind, fingerprint in seen.items())
         template = "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}"
-        hint = text("do not go on: ask the server's administrator whether the key was changed; no password was sent")
+        hint = text(
+            "do not go on: ask the server's administrator whether the key was changed; no password was sent"
+        )
         raise DeliveryError(text(template, where=self.where, keys=keys), hint, wide=True)
 
     def _is_pinned(self, key: paramiko.PKey) -> bool:
@@ -3656,7 +3937,8 @@ class SftpLogin:
         self.close()
         settings, limit_s = self.settings, self.settings.connect_timeout_seconds
         sock = socket.create_connection((settings.sftp_host, settings.sftp_port), limit_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests would wait for Nagle's algorithm
+        # small requests would wait for Nagle's algorithm
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport = transport = transport_class()(sock, disabled_algorithms=WEAK)
         transport.banner_timeout = transport.auth_timeout = limit_s
         transport.use_compression(settings.sftp_compress)
@@ -3671,14 +3953,22 @@ class SftpLogin:
     def _explain(self, transport: Any, error: Exception) -> None:
         """Raise what paramiko does not know: another server's port, or the algorithms that the server offers."""
         settings = self.settings
-        if "banner" in str(error) and greeting(settings.sftp_host, settings.sftp_port, SSL_REQUEST) in (b"S", b"N"):
-            message = text("SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where)
-            raise DeliveryError(message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True)
+        if "banner" in str(error) and greeting(
+            settings.sftp_host, settings.sftp_port, SSL_REQUEST
+        ) in (b"S", b"N"):
+            message = text(
+                "SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where
+            )
+            raise DeliveryError(
+                message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True
+            )
         for name, (theirs, ours) in ALGORITHMS.items():
             offered, known = transport.offers.get(theirs, ()), getattr(transport, ours)
             if offered and not set(offered) & set(known):
                 template = "SFTP at {where}: no {name} in common; the server offers {offered}"
-                message = text(template, where=self.where, name=name, offered=foreign(", ".join(offered)))
+                message = text(
+                    template, where=self.where, name=name, offered=foreign(", ".join(offered))
+                )
                 is_old = all(map(OUTDATED.search, offered))
                 hint = (
                     OLD_SERVER
@@ -3689,7 +3979,10 @@ class SftpLogin:
 
 
 def log_in(transport: Any, settings: Settings, where: str) -> None:
-    """Log in by what config.env has, each method once, as the server asks for them. Some want two of them."""
+    """Log in by what config.env has, each method once, as the server asks for them.
+
+    Some want two of them.
+    """
     import paramiko
 
     user, password = settings.sftp_user, settings.sftp_password
@@ -3724,7 +4017,10 @@ def answer(
     _instructions: str,
     fields: Sequence[tuple[str, bool]],
 ) -> list[str]:
-    """What a server that asks questions gets: the password to the first one. Raises DeliveryError for a second one."""
+    """What a server that asks questions gets: the password to the first one.
+
+    Raises DeliveryError for a second one.
+    """
     asked += [question for question, _ in fields]
     if len(asked) > 1:  # a one-time code, or a new password in place of one that has expired
         raise wants_more(settings, where, asked[-1])
@@ -3742,17 +4038,23 @@ def load_key(settings: Settings) -> paramiko.PKey:
     """The private key of SFTP_KEY_FILE. Raises DeliveryError, which reaches every campaign."""
     import paramiko
 
-    path, passphrase = settings.local(settings.sftp_key_file), settings.sftp_key_passphrase.encode() or None
+    path, passphrase = (
+        settings.local(settings.sftp_key_file),
+        settings.sftp_key_passphrase.encode() or None,
+    )
     try:
         return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
     except FileNotFoundError:
         reason, hint = text("not found"), text("correct SFTP_KEY_FILE")
     except OSError as error:
         reason, hint = text("cannot be read: {reason}", reason=foreign(error.strerror)), LET_READ
-    except (paramiko.SSHException, ValueError, TypeError) as error:  # what cryptography says of a passphrase varies
+    # what cryptography says of a passphrase varies
+    except (paramiko.SSHException, ValueError, TypeError) as error:
         asks = bool(passphrase) or "pass" in str(error).lower()
         reason, hint = what_no_key_is(path.read_bytes(), asks)
-    raise DeliveryError(text("SFTP_KEY_FILE: {path}: {reason}", path=path, reason=reason), hint, wide=True)
+    raise DeliveryError(
+        text("SFTP_KEY_FILE: {path}: {reason}", path=path, reason=reason), hint, wide=True
+    )
 
 
 def what_no_key_is(content: bytes, asks_for_passphrase: bool) -> tuple[Text, Text]:
@@ -3760,10 +4062,14 @@ def what_no_key_is(content: bytes, asks_for_passphrase: bool) -> tuple[Text, Tex
     if content.startswith(b"PuTTY-User-Key-File"):
         return text("is a key of PuTTY"), text("in PuTTYgen: Conversions, Export OpenSSH key")
     if content.startswith((b"ssh-", b"ecdsa-", b"---- BEGIN SSH2 PUBLIC KEY")):
-        return text("is the public half of a key"), text("name the private key: the file without .pub")
+        return text("is the public half of a key"), text(
+            "name the private key: the file without .pub"
+        )
     if asks_for_passphrase and b"PRIVATE KEY" in content:
         return text("the passphrase does not open it"), text("check SFTP_KEY_PASSPHRASE")
-    return text("is no private key that paramiko knows"), text("make one with: ssh-keygen -t ed25519")
+    return text("is no private key that paramiko knows"), text(
+        "make one with: ssh-keygen -t ed25519"
+    )
 
 
 def break_off(channel: Any) -> None:
@@ -3798,8 +4104,9 @@ def start_sftp(transport: Any, limit_s: float) -> Any:
 def client_class() -> type[Any]:
     """paramiko's SFTPClient, which no reply of a server breaks.
 
-    Texts and names are read leniently ("não encontrado" in cp1252). A reply that is cut short is an SFTPError:
-    paramiko's own fills it up with zeros, for hours if it says that it holds four billion attributes.
+    Texts and names are read leniently ("não encontrado" in cp1252). A reply that is cut short is an
+    SFTPError: paramiko's own fills it up with zeros, for hours if it says that it holds four
+    billion attributes.
     """
     import paramiko
 
@@ -3829,7 +4136,8 @@ def client_class() -> type[Any]:
 def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
     """What the server tells of a name, where anything may be lacking; None if it is not there.
 
-    Some servers refuse to tell, or refuse it of a name that is not there: then the folder's list does.
+    Some servers refuse to tell, or refuse it of a name that is not there: then the folder's list
+    does.
     """
     try:
         return client.stat(str(path))  # type: ignore[no-any-return]
@@ -3846,7 +4154,10 @@ def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
 
 
 def create(client: Any, path: PurePosixPath) -> bytes:
-    """The handle of a new file. Where the server knows no exclusive creation, the random name is the guard."""
+    """The handle of a new file.
+
+    Where the server knows no exclusive creation, the random name is the guard.
+    """
     import paramiko
     from paramiko import sftp
 
@@ -3876,8 +4187,8 @@ def close_file(client: Any, handle: bytes) -> None:
 class Writer:
     """Writes into an open file, IN_FLIGHT requests at a time; takes the status of each by its number.
 
-    Servers may answer in another order (threaded ones do). paramiko's own pipelined file waits for its
-    answers in order, throws the others away and then waits for ever for what it threw away.
+    Servers may answer in another order (threaded ones do). paramiko's own pipelined file waits for
+    its answers in order, throws the others away and then waits for ever for what it threw away.
     """
 
     def __init__(self, client: Any, handle: bytes, longest: int) -> None:
@@ -3886,7 +4197,10 @@ class Writer:
         self._refused: Exception | None = None
 
     def write(self, data: bytes) -> None:
-        """Send data, in pieces that the server takes. Raises what an earlier piece was answered with."""
+        """Send data, in pieces that the server takes.
+
+        Raises what an earlier piece was answered with.
+        """
         from paramiko.sftp import CMD_WRITE, int64
 
         for start in range(0, len(data), self.longest):
@@ -3926,8 +4240,8 @@ def gone(temp: PurePosixPath) -> MayBeOut:
 class DropFolders:
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
-    Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says that nobody
-    knows whether the request was carried out.
+    Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says
+    that nobody knows whether the request was carried out.
     """
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
@@ -3945,20 +4259,29 @@ class DropFolders:
 
     def host_key(self) -> str:
         """The host key that the server shows, with its kind; no password is sent."""
-        with self._channels.changed, self._translated(text("asking for the host key"), self._login.where):
+        with (
+            self._channels.changed,
+            self._translated(text("asking for the host key"), self._login.where),
+        ):
             key = self._login.dialled().get_remote_server_key()
             return f"{key.fingerprint} ({key.get_name()})"
 
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
-        with self._client() as client, self._translated(text("looking for {path}", path=path), refused=LET_LIST):
+        with (
+            self._client() as client,
+            self._translated(text("looking for {path}", path=path), refused=LET_LIST),
+        ):
             found = told(client, path)
         if found and found.st_size is None:
             return self.read_back(path)[0]
         return found.st_size if found else None
 
     def check_folder(self, folder: PurePosixPath) -> None:
-        """Raise DeliveryError unless folder is a directory. Never created: a misspelt one would be fed for ever."""
+        """Raise DeliveryError unless folder is a directory.
+
+        Never created: a misspelt one would be fed for ever.
+        """
         doing = text("drop folder {path}", path=folder)
         with self._client() as client, self._translated(doing, refused=NO_FOLDER):
             try:
@@ -3975,7 +4298,8 @@ class DropFolders:
     def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> None:
         """Write chunks into a new file, every write acknowledged, and close it.
 
-        Whether it stands there is for `see` to tell: a refused or lost CLOSE says nothing about that.
+        Whether it stands there is for `see` to tell: a refused or lost CLOSE says nothing about
+        that.
         """
         acknowledged = False
         try:
@@ -4005,14 +4329,20 @@ class DropFolders:
             self.stop.sleep(pause_s)
         if size is None:
             raise gone(temp)
-        message = text("{path}: {sent} bytes sent, {arrived} arrived", path=temp, sent=size_bytes, arrived=size)
+        message = text(
+            "{path}: {sent} bytes sent, {arrived} arrived", path=temp, sent=size_bytes, arrived=size
+        )
         raise DeliveryError(message, DISK, tries=TWICE_MORE)
 
     def read_back(self, path: PurePosixPath, most: int = 1 << 62) -> tuple[int, str]:
         """The size and SHA-256 of a file as it stands on the server, up to most bytes of it."""
         digest, size = hashlib.sha256(), 0
         doing = text("reading {path} back", path=path)
-        with self._client() as client, self._translated(doing, refused=LET_READ), client.open(str(path), "rb") as file:
+        with (
+            self._client() as client,
+            self._translated(doing, refused=LET_READ),
+            client.open(str(path), "rb") as file,
+        ):
             if most < 1 << 62:
                 file.prefetch(most, IN_FLIGHT)
             while size < most and (chunk := file.read(min(CHUNK_BYTES, most - size))):
@@ -4021,11 +4351,15 @@ class DropFolders:
         return size, digest.hexdigest()
 
     def rename(
-        self, temp: PurePosixPath, final: PurePosixPath, why_late: Callable[[], PipelineError | None] = lambda: None
+        self,
+        temp: PurePosixPath,
+        final: PurePosixPath,
+        why_late: Callable[[], PipelineError | None] = lambda: None,
     ) -> None:
         """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it.
 
-        why_late: asked last, for dialling and waiting for a channel take time; what it answers is raised.
+        why_late: asked last, for dialling and waiting for a channel take time; what it answers is
+        raised.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
@@ -4036,7 +4370,8 @@ class DropFolders:
                     client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
-                error.tries = TWICE_MORE  # a virus scanner on the server may hold the file for some seconds
+                # a virus scanner on the server may hold the file for some seconds
+                error.tries = TWICE_MORE
             raise
         if late:  # raised here, for the channel is sound
             raise late
@@ -4080,7 +4415,11 @@ class DropFolders:
 
     def _usual_write(self) -> int:
         transport = self._login.transport
-        return OPENSSH_WRITE_BYTES if transport and "OpenSSH" in transport.remote_version else WRITE_BYTES
+        return (
+            OPENSSH_WRITE_BYTES
+            if transport and "OpenSSH" in transport.remote_version
+            else WRITE_BYTES
+        )
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:  # paramiko's stubs know only half of its client
@@ -4116,7 +4455,12 @@ class DropFolders:
     def _give_back(self, client: Any, sound: bool) -> None:
         channel = client.get_channel()
         transport = channel.get_transport() if channel else None
-        sound = sound and channel is not None and transport is self._login.transport and not channel.closed
+        sound = (
+            sound
+            and channel is not None
+            and transport is self._login.transport
+            and not channel.closed
+        )
         self._channels.give_back(client, sound)
         if not sound and channel:
             break_off(channel)
@@ -4130,7 +4474,9 @@ class DropFolders:
                 self.close()
 
     @contextlib.contextmanager
-    def _translated(self, doing: Text, where: str = "", refused: Text | None = None) -> Iterator[None]:
+    def _translated(
+        self, doing: Text, where: str = "", refused: Text | None = None
+    ) -> Iterator[None]:
         """The seam for paramiko: its exceptions -> DeliveryError."""
         import paramiko
 
@@ -4140,7 +4486,10 @@ class DropFolders:
             raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
 
     def _open_channel(self, transport: Any) -> Any:
-        """A new channel with SFTP on it. A refusal leaves the connection sound: the server has no more of them."""
+        """A new channel with SFTP on it.
+
+        A refusal leaves the connection sound: the server has no more of them.
+        """
         try:
             with self._translated(text("logged in, but SFTP does not start"), self._login.where):
                 return start_sftp(transport, self.settings.connect_timeout_seconds)
@@ -4153,13 +4502,17 @@ class DropFolders:
             raise fault from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Guards: whether a mailing may be sent. Values in, an objection out
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 MANY_REJECTED = 0.1  # of all rows: from there on it is told beside the result
-CHECK_QUERY = text("check the query and the data; if the number is right, change the guard in the query file")
-CHECK_COLUMNS = text("correct the query's column names, or its 'columns:' line if the dialer's layout really changed")
+CHECK_QUERY = text(
+    "check the query and the data; if the number is right, change the guard in the query file"
+)
+CHECK_COLUMNS = text(
+    "correct the query's column names, or its 'columns:' line if the dialer's layout really changed"
+)
 NOT_LATE = text("nothing to do: it is not sent late")
 
 
@@ -4172,7 +4525,10 @@ def layout_objection(columns: Sequence[str], campaign: Campaign) -> Held | None:
         return Held(text("column {name} comes twice", name=foreign(twice[0])), CHECK_COLUMNS)
     if campaign.columns is not None and tuple(columns) != campaign.columns:
         return Held(
-            text("the columns changed: {what}", what=in_a_row(changed_columns(columns, campaign.columns))),
+            text(
+                "the columns changed: {what}",
+                what=in_a_row(changed_columns(columns, campaign.columns)),
+            ),
             CHECK_COLUMNS,
         )
     absent = [name for name in (*campaign.phones, *campaign.unique) if name not in columns]
@@ -4191,15 +4547,20 @@ def changed_columns(columns: Sequence[str], expected: Sequence[str]) -> list[Tex
     return found or [text("another order: {names}", names=[foreign(name) for name in columns])]
 
 
-def rows_objection(rows: int, rejected: int, campaign: Campaign, past_rows: Sequence[int]) -> PipelineError | None:
+def rows_objection(
+    rows: int, rejected: int, campaign: Campaign, past_rows: Sequence[int]
+) -> PipelineError | None:
     """Why that many rows are not sent: Held, or Empty; None if they may be.
 
-    past_rows: of the last delivered mailings. max_rows is not among these: an export that grows beyond it is
-    stopped then and there.
+    past_rows: of the last delivered mailings. max_rows is not among these: an export that grows
+    beyond it is stopped then and there.
     """
     if not rows and rejected:
         message = text("every row was rejected ({rows})", rows=rejected)
-        return Held(message, text("see in the _rejected.csv why; check the phones: and unique: lines and the query"))
+        return Held(
+            message,
+            text("see in the _rejected.csv why; check the phones: and unique: lines and the query"),
+        )
     if rows < (campaign.min_rows or 0):
         template = "{contacts}, fewer than min_rows {least}"
         return Held(text(template, contacts=contacts(rows), least=campaign.min_rows), CHECK_QUERY)
@@ -4223,16 +4584,22 @@ def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> Pipeli
     return Held(reason, NOT_LATE) if reason else stop.error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bring: one mailing's way from its query to its final name, in one straight line
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-WITHDRAWN = text("not known whether it was picked up: it was being withdrawn when the connection failed")
+WITHDRAWN = text(
+    "not known whether it was picked up: it was being withdrawn when the connection failed"
+)
 GONE = text("its temp is gone, and what stands under its final name is not it")
 IN_DOUBT_HINT = text("the next run looks whether the dialer got it, and never sends it twice")
 UPLOADS = 2  # at a time: beside one that waits for its server's answers, another uses the line
-NOT_OVERWRITTEN = text("somebody else puts files there, or the dialer does not take them; nothing was overwritten")
-NEVER_AGAIN = text("ask who runs the dialer whether it has the file; it is not sent again in this slot")
+NOT_OVERWRITTEN = text(
+    "somebody else puts files there, or the dialer does not take them; nothing was overwritten"
+)
+NEVER_AGAIN = text(
+    "ask who runs the dialer whether it has the file; it is not sent again in this slot"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -4249,15 +4616,20 @@ class Options:
 class Line:
     """The straight line, which every worker walks with one mailing at a time, and the four things they share.
 
-    Four things: the database, the drop folders, the ledger, the stop. In a --dry-run the line ends before
-    anything is sent, and there is no ledger to note anything in.
+    Four things: the database, the drop folders, the ledger, the stop. In a --dry-run the line ends
+    before anything is sent, and there is no ledger to note anything in.
     """
 
-    def __init__(self, settings: Settings, options: Options, stop: Stop, ledger: Ledger | None) -> None:
+    def __init__(
+        self, settings: Settings, options: Options, stop: Stop, ledger: Ledger | None
+    ) -> None:
         self.settings, self.options, self.stop, self.ledger = settings, options, stop, ledger
         self.slot = slot_of(stop.start)
         self.database, self.drops = Database(settings, stop), DropFolders(settings, stop)
-        self._first_contact = {id(self.database): threading.Lock(), id(self.drops): threading.Lock()}
+        self._first_contact = {
+            id(self.database): threading.Lock(),
+            id(self.drops): threading.Lock(),
+        }
         self._reached: set[int] = set()
         self._uploads = threading.Semaphore(UPLOADS)
 
@@ -4269,10 +4641,12 @@ class Line:
         A guard that needs the whole mailing belongs into `rows_objection`, one of the clock into
         `time_objection`, one of the layout into `layout_objection`.
 
-        query_turn is given back as soon as the query is read. Raises PipelineError, Held and Empty among
-        them; a mailing whose state is PUBLISHING or WITHDRAWING then is in doubt, and is never sent again.
+        query_turn is given back as soon as the query is read. Raises PipelineError, Held and Empty
+        among them; a mailing whose state is PUBLISHING or WITHDRAWING then is in doubt, and is
+        never sent again.
         """
-        with contextlib.ExitStack() as writing:  # the session of a query that writes, until the mailing is out
+        # the session of a query that writes, until the mailing is out
+        with contextlib.ExitStack() as writing:
             with query_turn:  # read, treat, write
                 session = self._retry(lambda: self.read(campaign, mailing, writing), campaign.name)
             self.note_exported(mailing)
@@ -4297,7 +4671,9 @@ class Line:
             except PipelineError as error:
                 raise (with_changes_kept(error) if session else error) from None
 
-    def read(self, campaign: Campaign, mailing: Mailing, writing: contextlib.ExitStack) -> Session | None:
+    def read(
+        self, campaign: Campaign, mailing: Mailing, writing: contextlib.ExitStack
+    ) -> Session | None:
         """The query's rows, treated and written: the whole mailing on this PC's disk. One attempt.
 
         Returns the session of a query that writes, which stays open in `writing`; else None.
@@ -4316,21 +4692,36 @@ class Line:
             return session
 
     def write(
-        self, campaign: Campaign, mailing: Mailing, columns: tuple[str, ...], blocks: Iterable[bytearray]
+        self,
+        campaign: Campaign,
+        mailing: Mailing,
+        columns: tuple[str, ...],
+        blocks: Iterable[bytearray],
     ) -> None:
         """Every block through treatment into the CSV, the rejected rows into one beside it."""
-        with MailingFiles(self.settings.output_of(self.options), mailing, columns, campaign.csv) as files:
+        with MailingFiles(
+            self.settings.output_of(self.options), mailing, columns, campaign.csv
+        ) as files:
             treatment = Treatment(campaign, self.settings.language)
             for block in blocks:
                 kept, rejected = treatment.apply(to_frame(block, columns))
                 files.write(kept, rejected)
                 if campaign.max_rows is not None and mailing.rows > campaign.max_rows:
-                    raise Held(text("more than max_rows {most} contacts", most=campaign.max_rows), CHECK_QUERY)
+                    raise Held(
+                        text("more than max_rows {most} contacts", most=campaign.max_rows),
+                        CHECK_QUERY,
+                    )
             files.keep()
 
     def note_exported(self, mailing: Mailing) -> None:
         """What the mailing holds, in the ledger before it is anywhere else: settling a doubt needs it."""
-        log.info(text("{campaign}: exported {figures}", campaign=mailing.campaign, figures=figures_of(mailing)))
+        log.info(
+            text(
+                "{campaign}: exported {figures}",
+                campaign=mailing.campaign,
+                figures=figures_of(mailing),
+            )
+        )
         if self.ledger:
             figures = {name: getattr(mailing, name) for name in FIGURES}
             self.ledger.note(mailing, state=State.EXPORTED, **figures)
@@ -4344,15 +4735,19 @@ class Line:
             self.judge_moment(campaign)
 
     def judge_moment(self, campaign: Campaign) -> None:
-        """Still inside the campaign's hours and before the run's deadline. Raises Held or Stopped."""
+        """Still inside the campaign's hours and before the run's deadline.
+
+        Raises Held or Stopped.
+        """
         if objection := time_objection(campaign, self.stop, self.options.ignore_hours):
             raise objection
 
     def send(self, mailing: Mailing) -> None:
         """The mailing whole under a temp name, seen there and checked. One attempt.
 
-        A failed one leaves no temp behind, unless the connection is lost: then it goes at the end, or in the
-        next run. A temp that was acknowledged whole is looked for, never sent again blindly.
+        A failed one leaves no temp behind, unless the connection is lost: then it goes at the end,
+        or in the next run. A temp that was acknowledged whole is looked for, never sent again
+        blindly.
         """
         self._reach(self.drops, "SFTP")
         if not mailing.is_whole:
@@ -4386,7 +4781,10 @@ class Line:
             raise DeliveryError(message, DISK, tries=TWICE_MORE)
 
     def publish(self, campaign: Campaign, mailing: Mailing, remarks: Sequence[Text]) -> None:
-        """The rename, noted before and after. From here on it may be out: a lost reply is settled by looking."""
+        """The rename, noted before and after.
+
+        From here on it may be out: a lost reply is settled by looking.
+        """
         assert self.ledger
         why_late = functools.partial(self.too_late, mailing, campaign)
         left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
@@ -4398,11 +4796,15 @@ class Line:
             self.settle(mailing, why_late, error)
             left = True  # OpenSSH links, then unlinks
         told = "; ".join(remark.told(self.settings.language) for remark in remarks)
-        self.ledger.note(mailing, state=State.DELIVERED, message=told, temps=mailing.temps if left else 0)
+        self.ledger.note(
+            mailing, state=State.DELIVERED, message=told, temps=mailing.temps if left else 0
+        )
 
     # What became of a rename that nobody saw
 
-    def settle(self, mailing: Mailing, why_late: Callable[[], PipelineError | None], error: PipelineError) -> None:
+    def settle(
+        self, mailing: Mailing, why_late: Callable[[], PipelineError | None], error: PipelineError
+    ) -> None:
         """Find out whether a mailing was published by looking, and publish it if nothing else happened.
 
         Returns if it was. Raises why not (error itself, if nothing better is known) with the entry
@@ -4423,10 +4825,10 @@ class Line:
     def _look(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> bool:
         """Whether the mailing was published.
 
-        Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and the
-        dialer has taken it, unless we had begun to withdraw it. A temp beside the final name is OpenSSH's
-        link without its unlink: it goes after `delivered` is noted, or it would be renamed once the dialer
-        has taken the file.
+        Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and
+        the dialer has taken it, unless we had begun to withdraw it. A temp beside the final name is
+        OpenSSH's link without its unlink: it goes after `delivered` is noted, or it would be
+        renamed once the dialer has taken the file.
         """
         final_size, temp_size = self.drops.size(mailing.final), self.drops.size(mailing.part)
         if final_size == mailing.size_bytes:
@@ -4442,10 +4844,13 @@ class Line:
         return self._withdraw(mailing)
 
     def _rename(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> None:
-        """Ask for the rename. Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
+        """Ask for the rename.
 
-        Certain is: every rename of this mailing was answered by a refusal, and its temp can still be read.
-        Raises what why_late says, by the clock as late as can be; the entry then is what it was.
+        Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
+
+        Certain is: every rename of this mailing was answered by a refusal, and its temp can still
+        be read. Raises what why_late says, by the clock as late as can be; the entry then is what
+        it was.
         """
         ledger = self.ledger
         assert ledger
@@ -4467,7 +4872,10 @@ class Line:
             raise
 
     def _is_untouched(self, mailing: Mailing) -> bool:
-        """Whether the temp is no other file yet. Read, not looked at: rclone tells the size of a file that is gone."""
+        """Whether the temp is no other file yet.
+
+        Read, not looked at: rclone tells the size of a file that is gone.
+        """
         if self.drops.size(mailing.final) == mailing.size_bytes:
             return False
         return self.drops.read_back(mailing.part, 1)[0] == 1
@@ -4478,12 +4886,14 @@ class Line:
         before = mailing.state
         if before is State.EXPORTED:  # none is under way: the temp goes with the others
             return False
-        self.ledger.note(mailing, state=State.WITHDRAWING)  # or a lost reply would look as if the dialer had taken it
+        # or a lost reply would look as if the dialer had taken it
+        self.ledger.note(mailing, state=State.WITHDRAWING)
         self.ledger.still_ours(mailing)
         try:
             removed = self.drops.remove(mailing.part)
         except DeliveryError as error:
-            if error.tries == NEVER and not isinstance(error, ConnectionLost):  # not allowed to: nothing was removed
+            # not allowed to: nothing was removed
+            if error.tries == NEVER and not isinstance(error, ConnectionLost):
                 self.ledger.note(mailing, state=before)
             raise
         if not removed and before is not State.WITHDRAWING:
@@ -4505,7 +4915,10 @@ class Line:
         return time_objection(campaign, self.stop, self.options.ignore_hours)
 
     def settle_leftovers(self, campaigns: Mapping[str, Campaign]) -> None:
-        """What an earlier run left, before anything else. Raises DeliveryError if the server is out of reach."""
+        """What an earlier run left, before anything else.
+
+        Raises DeliveryError if the server is out of reach.
+        """
         assert self.ledger
         for name in dict.fromkeys(mailing.campaign for mailing in self.ledger.unsettled()):
             with self.ledger.holding(name) as ours:
@@ -4513,7 +4926,10 @@ class Line:
                     self.settle_campaign(name, campaigns.get(name))
 
     def settle_campaign(self, name: str, campaign: Campaign | None) -> None:
-        """What earlier runs left of a campaign that we hold. Raises DeliveryError if the server is out of reach."""
+        """What earlier runs left of a campaign that we hold.
+
+        Raises DeliveryError if the server is out of reach.
+        """
         assert self.ledger
         leftovers = self.ledger.unsettled(name)
         if leftovers:
@@ -4523,7 +4939,11 @@ class Line:
                 self._settle_leftover(mailing, campaign)
             except PipelineError as error:
                 template = "{campaign}: {file} stays in doubt: {reason}"
-                log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=error.message))
+                log.error(
+                    text(
+                        template, campaign=mailing.campaign, file=mailing.file, reason=error.message
+                    )
+                )
                 if error.wide or isinstance(error, Stopped):
                     raise
             except Exception as error:  # nothing about one entry ends a run
@@ -4550,7 +4970,9 @@ class Line:
             self._conclude_leftover(mailing, State.FAILED, PipelineError(told))
         self.drop_temps(mailing)
 
-    def _conclude_leftover(self, mailing: Mailing, state: State, error: PipelineError | None = None) -> None:
+    def _conclude_leftover(
+        self, mailing: Mailing, state: State, error: PipelineError | None = None
+    ) -> None:
         assert self.ledger
         template = "{campaign}: {file} of an earlier run: {outcome}"
         outcome = error.message if error else text(state)
@@ -4619,7 +5041,9 @@ class Line:
                 mailing.sent_bytes += len(chunk)
         if digest.hexdigest() != mailing.sha256:
             message = text("{path} was changed on this PC before it was sent", path=path)
-            raise LocalFault(message, text("leave the files in the output folder alone while a run is on"))
+            raise LocalFault(
+                message, text("leave the files in the output folder alone while a run is on")
+            )
 
     def remarks(self, campaign: Campaign, mailing: Mailing) -> list[Text]:
         """What is worth a word although the mailing is sent."""
@@ -4628,7 +5052,9 @@ class Line:
         last = self.ledger.last_delivered(campaign.name) if campaign.pickup_s else None
         with contextlib.suppress(DeliveryError):  # a remark costs no mailing
             if last and self.drops.size(last.final) is not None:
-                remarks.insert(0, text("the dialer has not taken the previous mailing {file}", file=last.file))
+                remarks.insert(
+                    0, text("the dialer has not taken the previous mailing {file}", file=last.file)
+                )
         for remark in remarks:
             log.warning(text("{campaign}: {message}", campaign=campaign.name, message=remark))
         return remarks
@@ -4650,19 +5076,24 @@ def mailing_remarks(campaign: Campaign, mailing: Mailing) -> list[Text]:
     total = mailing.rows + mailing.rejected
     if mailing.rejected and mailing.rejected >= MANY_REJECTED * total:
         template = "{rejected} of {total} rows were rejected: see {file}"
-        remarks.append(text(template, rejected=mailing.rejected, total=total, file=rejected_name(mailing.file)))
+        remarks.append(
+            text(template, rejected=mailing.rejected, total=total, file=rejected_name(mailing.file))
+        )
     return remarks
 
 
 def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
     """An error as the ledger keeps it: what the operator was told."""
     hint = error.hint if error else None
-    return {"message": error.message.told(language) if error else "", "hint": hint.told(language) if hint else ""}
+    return {
+        "message": error.message.told(language) if error else "",
+        "hint": hint.told(language) if hint else "",
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Report: exit code, table and JSON, computed from the mailings of a run; what a terminal shows
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Look(NamedTuple):
@@ -4881,7 +5312,9 @@ def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> 
 
 
 @contextlib.contextmanager
-def live_progress(console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock) -> Iterator[None]:
+def live_progress(
+    console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock
+) -> Iterator[None]:
     """On a terminal, a line per campaign that shows what is going on, until the block ends."""
     if console is None or not console.is_terminal or not mailings:
         yield
@@ -4895,9 +5328,9 @@ def live_progress(console: Console | None, mailings: Sequence[Mailing], language
         yield
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Run: workers over the campaigns that are due, and an end to everything
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
@@ -4920,7 +5353,8 @@ class Run:
         self._taking, self._naming = threading.Lock(), threading.Lock()
         self._query_turns = threading.Semaphore(line.settings.query_workers)
         self._names: set[str] = set()  # of this run's mailings
-        self._settled: set[int] = set()  # entries of this slot of which it was known before this run what came
+        # entries of this slot of which it was known before this run what came
+        self._settled: set[int] = set()
         self._losses: Counter[str] = Counter()  # claims of a campaign that were lost
         self._error: PipelineError | None = None  # why what waits is not taken
 
@@ -4948,7 +5382,10 @@ class Run:
         if not self._waiting:
             return
         count = min(line.settings.query_workers + UPLOADS, len(self._waiting))
-        workers = [threading.Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(count)]
+        workers = [
+            threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
+            for n in range(count)
+        ]
         if line.ledger:  # log in while the first query runs
             workers.append(threading.Thread(target=self._log_in, name="login", daemon=True))
         for worker in workers:
@@ -4977,7 +5414,9 @@ class Run:
         self.line.drops.close()
 
     def _undecided(self, campaign: Campaign) -> Mailing:
-        return Mailing(campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder)
+        return Mailing(
+            campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder
+        )
 
     def _outcome_before_start(self, campaign: Campaign) -> Mailing:
         """A mailing that is due, or that has its outcome already."""
@@ -5032,7 +5471,9 @@ class Run:
         if mailing.state is not State.CLAIMED:
             if mailing.pc:
                 template = "{campaign}: {state} ({pc})"
-                log.info(text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc))
+                log.info(
+                    text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc)
+                )
             return None
         if not mailing.file:
             self._claim(campaign, mailing)
@@ -5060,7 +5501,10 @@ class Run:
         ledger, error = self.line.ledger, PipelineError(in_a_row(broken.told), BROKEN_HINT)
         mailing = Mailing(campaign=broken.name, slot=self.line.slot, state=State.CLAIMED)
         self.mailings.append(mailing)
-        with contextlib.suppress(ClaimLost), ledger.holding(broken.name) if ledger else OURS as ours:
+        with (
+            contextlib.suppress(ClaimLost),
+            ledger.holding(broken.name) if ledger else OURS as ours,
+        ):
             if ledger and ours:
                 ledger.claim(mailing)
             self._conclude(mailing, error)
@@ -5075,7 +5519,8 @@ class Run:
                     if (place := self._hold()) is not None:
                         campaign, at = self._waiting.pop(place)
                         if not (self.line.ledger and self.line.ledger.is_shared):
-                            self._begin(campaign, at)  # here, so that names and entries are in file order
+                            # here, so that names and entries are in file order
+                            self._begin(campaign, at)
                         return campaign, at, turn.pop_all()
                 stop.sleep(LEDGER_POLL_S)
         return None
@@ -5089,7 +5534,10 @@ class Run:
         return names.index(held) if held else None
 
     def _work(self) -> None:
-        """A worker's life: one mailing after the other. Whatever happens to one, the others go on."""
+        """A worker's life: one mailing after the other.
+
+        Whatever happens to one, the others go on.
+        """
         try:
             while taken := self._next():
                 self._bring(*taken)
@@ -5106,7 +5554,9 @@ class Run:
                 if mailing := self._begin(campaign, at):
                     self._bring_mailing(campaign, mailing, turn)
         except ClaimLost as error:
-            log.warning(text("{campaign}: {message}", campaign=campaign.name, message=error.message))
+            log.warning(
+                text("{campaign}: {message}", campaign=campaign.name, message=error.message)
+            )
             self._losses[campaign.name] += 1
             lost = self._losses[campaign.name] < MOST_LOSSES
             if not lost:
@@ -5120,8 +5570,13 @@ class Run:
         if lost:  # not before it is released, or another worker of ours may hold it by then
             self._waiting.append((campaign, at))
 
-    def _bring_mailing(self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack) -> None:
-        """The ladder: everything that may go wrong with a mailing ends here. Raises ClaimLost alone."""
+    def _bring_mailing(
+        self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack
+    ) -> None:
+        """The ladder: everything that may go wrong with a mailing ends here.
+
+        Raises ClaimLost alone.
+        """
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
         try:
@@ -5152,7 +5607,9 @@ class Run:
                     if mailing := self._begin(campaign, at):
                         self._conclude(mailing, error)
                     return
-            error = Stopped(text("another PC was still at work on it when this run ended"), SEE_PAGE)
+            error = Stopped(
+                text("another PC was still at work on it when this run ended"), SEE_PAGE
+            )
         except PipelineError as fault:
             self._error = fault
         self._conclude_unnoted(at, error)
@@ -5168,10 +5625,15 @@ class Run:
             if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
                 if found and found[-1].state is State.DELIVERED:
-                    self.mailings[at] = dataclass_replace(found[-1], state=State.ALREADY, message="", hint="", id=0)
+                    self.mailings[at] = dataclass_replace(
+                        found[-1], state=State.ALREADY, message="", hint="", id=0
+                    )
 
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
-        """A mailing's outcome, in record, ledger and log. Raises ClaimLost alone: it is others' then."""
+        """A mailing's outcome, in record, ledger and log.
+
+        Raises ClaimLost alone: it is others' then.
+        """
         line, language = self.line, self.line.settings.language
         if error and mailing.state is State.DELIVERED:
             template = "{campaign}: after its delivery: {reason}"
@@ -5227,7 +5689,10 @@ def wait_for_all(threads: Iterable[threading.Thread], seconds: float) -> None:
 
 
 def state_after(mailing: Mailing, error: PipelineError) -> State:
-    """The state that an error leaves a mailing in. What is out stays out, whatever fails afterwards."""
+    """The state that an error leaves a mailing in.
+
+    What is out stays out, whatever fails afterwards.
+    """
     if mailing.state is State.DELIVERED:
         return State.DELIVERED
     if mailing.state in MAY_BE_OUT or isinstance(error, MayBeOut):
@@ -5254,7 +5719,10 @@ def log_outcome(mailing: Mailing, error: PipelineError | None) -> None:
     level = logging.ERROR if error and error.exit_code else logging.INFO
     who, state = mailing.campaign, text(mailing.state)
     if parts:
-        log.log(level, text("{campaign}: {state}: {what}", campaign=who, state=state, what=in_a_row(parts)))
+        log.log(
+            level,
+            text("{campaign}: {state}: {what}", campaign=who, state=state, what=in_a_row(parts)),
+        )
     else:
         log.log(level, text("{campaign}: {state}", campaign=who, state=state))
 
@@ -5263,7 +5731,8 @@ def log_outcome(mailing: Mailing, error: PipelineError | None) -> None:
 def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
     """End a hung run: at the deadline break its SFTP connection, STOP_GRACE_S later the process.
 
-    Every wait of our own looks at the stop; this is for those of others (a driver, a library, a disk).
+    Every wait of our own looks at the stop; this is for those of others (a driver, a library, a
+    disk).
     """
     over = threading.Event()
 
@@ -5277,7 +5746,9 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
                 return
             drops.shut()
             if not over.wait(STOP_GRACE_S):
-                template = "exit code 4: the run did not end by itself {seconds} s after its deadline"
+                template = (
+                    "exit code 4: the run did not end by itself {seconds} s after its deadline"
+                )
                 log.critical(text(template, seconds=STOP_GRACE_S))
                 logging.shutdown()
                 os._exit(ExitCode.PARTIAL)
@@ -5291,15 +5762,26 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
 
 
 def run(
-    settings: Settings, files: QueryFiles, options: Options, clock: Clock, console: Console | None = None
+    settings: Settings,
+    files: QueryFiles,
+    options: Options,
+    clock: Clock,
+    console: Console | None = None,
 ) -> Report:
-    """Deliver every campaign that is due in this slot. Raises PipelineError only before anything was exported."""
+    """Deliver every campaign that is due in this slot.
+
+    Raises PipelineError only before anything was exported.
+    """
     stop = Stop(clock, settings.run_deadline_minutes)
     who = f"process {os.getpid()}, started {stop.start:%Y-%m-%d %H:%M:%S}"
     who += " by the Task Scheduler" if options.scheduled else " by hand"
     with (
-        only_run(settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0),
-        contextlib.closing(retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")) as ledger,
+        only_run(
+            settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0
+        ),
+        contextlib.closing(
+            retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
+        ) as ledger,
     ):
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
@@ -5309,7 +5791,8 @@ def run(
                 line.settle_leftovers({campaign.name: campaign for campaign in files.campaigns})
             except (DeliveryError, Stopped) as error:
                 line.drops.down = error  # nothing can be delivered: no query runs
-            except ClaimLost as error:  # they are settled before anything else is done with their campaigns
+            # they are settled before anything else is done with their campaigns
+            except ClaimLost as error:
                 log.warning(error.message)
             this.plan()
             with live_progress(console, this.mailings, settings.language, clock):
@@ -5321,7 +5804,11 @@ def run(
 
 
 def rehearse(
-    settings: Settings, files: QueryFiles, options: Options, clock: Clock, console: Console | None = None
+    settings: Settings,
+    files: QueryFiles,
+    options: Options,
+    clock: Clock,
+    console: Console | None = None,
 ) -> Report:
     """The --dry-run: the same line up to its last steps, without SFTP and ledger; the CSVs go to output/dry-run."""
     stop = Stop(clock, settings.run_deadline_minutes)
@@ -5332,13 +5819,18 @@ def rehearse(
     this = Run(line, choose(files, options.only))
     this.plan()
     delivered = look_back(settings, clock, this.mailings)
-    with watchdog(stop, line.drops), live_progress(console, this.mailings, settings.language, clock):
+    with (
+        watchdog(stop, line.drops),
+        live_progress(console, this.mailings, settings.language, clock),
+    ):
         this.work()
         this.end()
     for campaign in this.files.campaigns:
         mailing = next(mailing for mailing in this.mailings if mailing.campaign == campaign.name)
         if mailing.state is State.READY:
-            remarks = rehearsal_remarks(campaign, mailing, stop, options, mailing.campaign in delivered)
+            remarks = rehearsal_remarks(
+                campaign, mailing, stop, options, mailing.campaign in delivered
+            )
             mailing.message = "; ".join(remark.told(settings.language) for remark in remarks)
     return report_now(stop, this.mailings, folder)
 
@@ -5350,7 +5842,9 @@ def look_back(settings: Settings, clock: Clock, mailings: Sequence[Mailing]) -> 
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             for mailing in mailings:
                 mailing.past_rows = ledger.past_rows(mailing.campaign)
-                delivered |= {mailing.campaign} if ledger.in_slot(mailing.slot, mailing.campaign) else set()
+                delivered |= (
+                    {mailing.campaign} if ledger.in_slot(mailing.slot, mailing.campaign) else set()
+                )
     return delivered
 
 
@@ -5360,7 +5854,9 @@ def rehearsal_remarks(
     """What would keep a rehearsed mailing from being sent now, and what treatment did to it."""
     remarks = mailing_remarks(campaign, mailing)
     if delivered and not options.resend:
-        remarks.insert(0, text("this slot has been delivered already: a run would not send it again"))
+        remarks.insert(
+            0, text("this slot has been delivered already: a run would not send it again")
+        )
     if objection := time_objection(campaign, stop, options.ignore_hours):
         remarks.insert(0, text("not at this hour: {reason}", reason=objection.message))
     return remarks
@@ -5372,7 +5868,9 @@ def watch_pickups(line: Line, this: Run) -> None:
         (campaign, mailing)
         for campaign in this.files.campaigns
         for mailing in this.mailings
-        if campaign.pickup_s and mailing.campaign == campaign.name and mailing.state is State.DELIVERED
+        if campaign.pickup_s
+        and mailing.campaign == campaign.name
+        and mailing.state is State.DELIVERED
     ]
     began_s = line.stop.clock.steady_s()
     try:
@@ -5392,12 +5890,18 @@ def settle_pickup(line: Line, campaign: Campaign, mailing: Mailing, waited_s: fl
     language = line.settings.language
     errors = campaign.pickup_error_folder
     try:
-        if errors and line.drops.size(line.settings.sftp_base_dir / errors / mailing.file) is not None:
+        if (
+            errors
+            and line.drops.size(line.settings.sftp_base_dir / errors / mailing.file) is not None
+        ):
             pickup, told_why = Pickup.REFUSED, text("refused by the dialer")
         elif line.drops.size(mailing.final) is None:
             pickup, told_why = Pickup.TAKEN, text("picked up")
         elif waited_s > campaign.pickup_s:
-            pickup, told_why = Pickup.LEFT, text("not picked up within {seconds} s", seconds=campaign.pickup_s)
+            pickup, told_why = (
+                Pickup.LEFT,
+                text("not picked up within {seconds} s", seconds=campaign.pickup_s),
+            )
         else:
             return False
     except DeliveryError as error:
@@ -5409,14 +5913,18 @@ def settle_pickup(line: Line, campaign: Campaign, mailing: Mailing, waited_s: fl
     return True
 
 
-def note_pickup(line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, language: str) -> None:
+def note_pickup(
+    line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, language: str
+) -> None:
     """In ledger, report and log; a file that the dialer refused makes the run partial."""
     assert line.ledger
     values: dict[str, Any] = {"pickup": pickup}
     if pickup is Pickup.TAKEN:
         values["picked_up"] = f"{line.stop.clock.now():%H:%M:%S}"
         template = "{campaign}: {file}: picked up at {time}"
-        log.info(text(template, campaign=mailing.campaign, file=mailing.file, time=values["picked_up"]))
+        log.info(
+            text(template, campaign=mailing.campaign, file=mailing.file, time=values["picked_up"])
+        )
     else:
         hint = text("see in the dialer why; the file is complete, and is not sent again")
         values |= {"message": told_why.told(language), "hint": hint.told(language)}
@@ -5449,9 +5957,9 @@ def remove_old_files(settings: Settings, ledger: Ledger, clock: Clock) -> None:
             log.warning(text(template, path=path, reason=foreign(error.strerror)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Check: looking without sending
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -5478,7 +5986,9 @@ def finding(what: Text, action: Callable[[], Text | None]) -> Finding:
         return Finding(what, error.message, error)
 
 
-WRITES = re.compile(r"^\s*(->\s*)?(Insert|Update|Delete|Merge) on |^\s*(->\s*)?LockRows\b", re.MULTILINE)
+WRITES = re.compile(
+    r"^\s*(->\s*)?(Insert|Update|Delete|Merge) on |^\s*(->\s*)?LockRows\b", re.MULTILINE
+)
 
 
 def check_query(database: Database, campaign: Campaign) -> Text:
@@ -5489,15 +5999,21 @@ def check_query(database: Database, campaign: Campaign) -> Text:
             raise objection
         rows = session.run(f"EXPLAIN {campaign.select.text}", campaign.select.line).fetchall()
     plan, words = "\n".join(str(row[0]) for row in rows), campaign.select.words
-    calls = any(word in ("NEXTVAL", "SETVAL") and then == "(" for word, then in itertools.pairwise(words))
+    calls = any(
+        word in ("NEXTVAL", "SETVAL") and then == "(" for word, then in itertools.pairwise(words)
+    )
     if campaign.read_only and (WRITES.search(plan) or calls):
         where = place_in(campaign.source, campaign.select.line)
-        message = text("{where}: the query writes or locks, in a read-only transaction", where=where)
+        message = text(
+            "{where}: the query writes or locks, in a read-only transaction", where=where
+        )
         raise DatabaseError(message, WRITES_HINT)
     if campaign.columns:
         return text("{count} columns", count=len(columns))
     shown_names = foreign(";".join(columns))
-    return text("{count} columns, no 'columns:' line: {names}", count=len(columns), names=shown_names)
+    return text(
+        "{count} columns, no 'columns:' line: {names}", count=len(columns), names=shown_names
+    )
 
 
 PROBE = b"probe of mailing_pipeline --check; may be deleted\r\n"
@@ -5525,7 +6041,9 @@ def check_folder(line: Line, folder: PurePosixPath) -> Text:
     if left := remove_probes(drops, probe, renamed):
         return text("exists, can write, can rename, but not remove: {path} stays there", path=left)
     if settings.sftp_staging_dir:
-        return text("exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried")
+        return text(
+            "exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried"
+        )
     return text("exists, can write, can rename")
 
 
@@ -5537,7 +6055,9 @@ def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath |
             drops.clear(probe)
         except DeliveryError as error:
             left = probe
-            log.warning(text("{path} may stay on the server: {reason}", path=probe, reason=error.message))
+            log.warning(
+                text("{path} may stay on the server: {reason}", path=probe, reason=error.message)
+            )
     return left
 
 
@@ -5549,7 +6069,11 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     found += [*check_pc(settings.folder), *check_telling(settings)]
     found += check_files(files)
     found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
-    with contextlib.closing(line.database), contextlib.closing(line.drops), watchdog(stop, line.drops):
+    with (
+        contextlib.closing(line.database),
+        contextlib.closing(line.drops),
+        watchdog(stop, line.drops),
+    ):
         several = files.campaigns[: settings.query_workers]
         login = finding(text("database login"), lambda: line.database.probe(several))
         found.append(login)
@@ -5567,7 +6091,8 @@ def check_ledger(settings: Settings, clock: Clock) -> Text | None:
         return ledger.probe()
 
 
-# In Windows' notation: everyone, users, authenticated, interactive, guests, anonymous, a domain's users.
+# In Windows' notation: everyone, users, authenticated, interactive, guests, anonymous, a domain's
+# users.
 ALLOWS_OTHERS = re.compile(r"\(A;[^)]*;(WD|BU|AU|IU|BG|AN|DU|S-1-5-21-[-\d]+-513)\)")
 
 
@@ -5575,13 +6100,17 @@ def check_pc(folder: Path) -> Iterator[Finding]:
     """Whether the folder with passwords and customers' data is where others reach it: notes, for a run works there."""
     what = text("folder {path}", path=folder)
     if is_open_to_others(folder):
-        note = text("other users of this PC may open it; README.md says how to keep it to this user")
+        note = text(
+            "other users of this PC may open it; README.md says how to keep it to this user"
+        )
         yield Finding(what, note, is_note=True)
     if any(part.startswith("OneDrive") for part in folder.parts):
         note = text("OneDrive uploads what is in it, customers' data too: move it out of there")
         yield Finding(what, note, is_note=True)
     if os.name == "nt" and is_on_network(folder):
-        yield Finding(what, text("it is on the network: move it to this PC's own disk"), is_note=True)
+        yield Finding(
+            what, text("it is on the network: move it to this PC's own disk"), is_note=True
+        )
 
 
 def is_open_to_others(folder: Path) -> bool:
@@ -5598,9 +6127,13 @@ def access_list(folder: Path) -> str:
     advapi = ctypes.WinDLL("advapi32")  # type: ignore[attr-defined,unused-ignore]
     kind, part = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
     access, words = ctypes.c_void_p(), ctypes.c_wchar_p()
-    advapi.GetNamedSecurityInfoW(str(folder), kind, part, None, None, None, None, ctypes.byref(access))
+    advapi.GetNamedSecurityInfoW(
+        str(folder), kind, part, None, None, None, None, ctypes.byref(access)
+    )
     if access:
-        advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW(access, 1, part, ctypes.byref(words), None)
+        advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW(
+            access, 1, part, ctypes.byref(words), None
+        )
     return words.value or ""
 
 
@@ -5616,7 +6149,10 @@ def is_on_network(folder: Path) -> bool:
 
 
 def check_telling(settings: Settings) -> Iterator[Finding]:
-    """Whether ALERT_URLS and HEARTBEAT_URL can be used. Neither is shown, and nobody is told anything."""
+    """Whether ALERT_URLS and HEARTBEAT_URL can be used.
+
+    Neither is shown, and nobody is told anything.
+    """
     if urls := settings.alert_urls.split():
         import apprise
 
@@ -5624,7 +6160,9 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
         known = [apprise.Apprise.instantiate(url) is not None for url in urls]
         numbers = [str(number) for number, is_known in enumerate(known, 1) if not is_known]
         told = text("apprise cannot use URL {numbers}: wrong kind, or incomplete", numbers=numbers)
-        yield Finding(text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers))
+        yield Finding(
+            text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers)
+        )
     if url := settings.heartbeat_url:
         is_url = bool(re.match(r"(?i)https?://[^/\s]", url))
         told = text("ok") if is_url else text("it must begin with https://")
@@ -5645,7 +6183,10 @@ def check_sftp(line: Line, campaigns: Sequence[Campaign]) -> list[Finding]:
     key = finding(text("SFTP host key"), lambda: text("{key}", key=line.drops.host_key()))
     if not key.error and not line.settings.sftp_host_keys:
         seen = str(key.told)
-        hint = text("if the server's administrator confirms it, set SFTP_HOST_KEY={key}", key=seen.partition(" ")[0])
+        hint = text(
+            "if the server's administrator confirms it, set SFTP_HOST_KEY={key}",
+            key=seen.partition(" ")[0],
+        )
         missing = text("the server shows {key}", key=seen)
         fault = SettingsFault(missing)
         fault.hint = hint
@@ -5684,9 +6225,9 @@ def check_code(findings: Sequence[Finding]) -> ExitCode:
     return ExitCode.PARTIAL if codes else ExitCode.OK
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Status: today's grid and two weeks of trends, for the terminal, a browser and monitoring systems
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PAGE_DAYS = 14
 PROBLEMS_SHOWN = 10
@@ -6125,9 +6666,9 @@ def page_problem(trouble: Trouble, language: str) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Aftermath: page, alerts and heartbeat, for those who are not looking. Nothing here can fail a run
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, then when it is over
 TELL_TIMEOUT_S = 20
@@ -6136,9 +6677,14 @@ TELL_TIMEOUT_S = 20
 def before_run(known: Past, mailings: Iterable[Mailing], start: datetime) -> Past:
     """What was there before a run that began at start; of other PCs, what was there before its own entries."""
     own = {mailing.campaign: mailing.id for mailing in mailings if mailing.id}
-    earlier = [entry for entry in known.mailings if entry.id < own.get(entry.campaign, entry.id + 1)]
+    earlier = [
+        entry for entry in known.mailings if entry.id < own.get(entry.campaign, entry.id + 1)
+    ]
     moment = start.isoformat()
-    return Past([entry for entry in earlier if entry.changed <= moment or entry.pc not in ("", PC)], known.runs)
+    return Past(
+        [entry for entry in earlier if entry.changed <= moment or entry.pc not in ("", PC)],
+        known.runs,
+    )
 
 
 End = Report | PipelineError  # how a run ended
@@ -6151,7 +6697,9 @@ def told_end(end: End, language: str) -> tuple[str, str]:
     return "\n".join(line.told(language) for line in lines), hint
 
 
-def alert_lines(this: Past, before: Past, now: datetime, language: str) -> tuple[list[str], list[str]]:
+def alert_lines(
+    this: Past, before: Past, now: datetime, language: str
+) -> tuple[list[str], list[str]]:
     """What is told after a run: trouble that begins or goes on, and what works again."""
 
     def streak(entry: Entry) -> int:
@@ -6230,7 +6778,8 @@ def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> 
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
-    ours = [mailing for mailing in mailings if mailing.pc in ("", PC)]  # what another brought, that one tells
+    # what another brought, that one tells
+    ours = [mailing for mailing in mailings if mailing.pc in ("", PC)]
     alert(settings, Past(ours, (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
@@ -6251,7 +6800,9 @@ def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun
     )
 
 
-def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime) -> None:
+def write_page(
+    settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime
+) -> None:
     """The status page, whole or not at all."""
     page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
     file = LocalFile(settings.output / "status.html")
@@ -6262,7 +6813,8 @@ def write_page(settings: Settings, campaigns: Sequence[Campaign], past: Past, no
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
     """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
     language = settings.language
-    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])  # a PC's own runs' trouble
+    # a PC's own runs' trouble
+    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])
     troubled, working = alert_lines(this, ours, now, language)
     if missed := missed_slots(before, settings.hours, now):
         no_run = text("no run in the slots {slots}", slots=missed)
@@ -6278,9 +6830,9 @@ def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
     send_alert(settings.alert_urls, f"{PROGRAM}: {title.told(language)}", body)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 Asked = argparse.Namespace  # what the options ask for
@@ -6328,7 +6880,11 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         (one_of, "--dry-run", say("export and judge everything, send nothing (output/dry-run)")),
         (one_of, "--check", say("test settings, queries, logins and folders; send nothing")),
         (one_of, "--status", say("show what was delivered today")),
-        (made, "--scheduled", say("started by the Task Scheduler: plain output, quiet outside the hours")),
+        (
+            made,
+            "--scheduled",
+            say("started by the Task Scheduler: plain output, quiet outside the hours"),
+        ),
         (made, "--only", say("only this campaign (may be repeated)")),
         (made, "--resend", say("also what this slot has delivered already, under a new name")),
         (made, "--ignore-hours", say("run by hand outside the operating hours")),
@@ -6340,7 +6896,9 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
     return made
 
 
-HelpFormatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100)
+HelpFormatter = functools.partial(
+    argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100
+)
 
 # The options that are more than a switch.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -6384,7 +6942,9 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
         log.handlers = [logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
-        fault = text("{path}: cannot be written: {reason}; make LOG_DIR writable", path=path, reason=reason)
+        fault = text(
+            "{path}: cannot be written: {reason}; make LOG_DIR writable", path=path, reason=reason
+        )
         raise SettingsFault(fault) from None
     if console and sys.stderr:
         log.addHandler(logging.StreamHandler(sys.stderr))
@@ -6436,13 +6996,17 @@ def missing_packages() -> list[str]:
     """The packages that this Python lacks, by the names that pip knows."""
     needed = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
     needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich", "apprise")}
-    return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+    return [
+        package for module, package in needed.items() if importlib.util.find_spec(module) is None
+    ]
 
 
 def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
     """Settings and query files. Raises SettingsFault with every fault of both."""
     if missing := missing_packages():
-        message = text("this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing)
+        message = text(
+            "this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing
+        )
         cure = text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
         raise SettingsFault(message, cure)
     path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
@@ -6471,7 +7035,11 @@ def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Cloc
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
     grid = DayGrid(past, files.campaigns, settings.hours, now)
-    show(make_console(asked), lambda console: print_status(grid, console, language), status_json(grid))
+    show(
+        make_console(asked),
+        lambda console: print_status(grid, console, language),
+        status_json(grid),
+    )
     return ExitCode.OK
 
 
@@ -6512,7 +7080,9 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
     log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
-    show(console, lambda console: print_report(report, console, settings.language), report.as_json())
+    show(
+        console, lambda console: print_report(report, console, settings.language), report.as_json()
+    )
     return report.exit_code
 
 
@@ -6563,7 +7133,9 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
 
 
 def main(
-    argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, clock: Clock | None = None
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
 ) -> int:
     """Run the program; returns its exit code.
 
@@ -6588,8 +7160,9 @@ def interrupt(*_: object) -> None:
 def heed_closing_window() -> object:
     """On Windows, end the run in order when its window is closed; keep what it returns until then.
 
-    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once when
-    the handler returns, as the C runtime's does after raising SIGBREAK: ours waits for the run.
+    Windows ends a process 5 s after the close (learn.microsoft.com, HandlerRoutine), or at once
+    when the handler returns, as the C runtime's does after raising SIGBREAK: ours waits for the
+    run.
     """
     import _thread
     import ctypes
@@ -6616,9 +7189,9 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Portuguese: what an operator meets, template by template
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 ARGPARSE_PORTUGUESE = {
     "usage: ": "uso: ",
@@ -6637,11 +7210,13 @@ PORTUGUESE: dict[str, str] = {
     "{count} contact": "{count} contato",
     "{count} contacts": "{count} contatos",
     "everything due was delivered, already delivered, or empty where empty is allowed": (
-        "tudo o que estava previsto foi entregue, já estava entregue ou veio vazio onde isso é permitido"
+        "tudo o que estava previsto foi entregue, já estava entregue ou veio vazio onde isso é "
+        "permitido"
     ),
     "a bug (traceback in the log)": "um erro do programa (detalhes no log)",
     "settings, ledger or usage wrong, or no usable query file: nothing was started": (
-        "configuração, registro de entregas ou modo de uso com erro, ou nenhuma consulta utilizável: nada foi iniciado"
+        "configuração, registro de entregas ou modo de uso com erro, ou nenhuma consulta "
+        "utilizável: nada foi iniciado"
     ),
     "another run is active": "outra execução está em andamento",
     "some campaigns failed or were held": "algumas campanhas falharam ou foram retidas",
@@ -6659,50 +7234,108 @@ PORTUGUESE: dict[str, str] = {
     "sat": "sábado",
     "sun": "domingo",
     "{day} is a holiday (HOLIDAYS)": "{day} é feriado (HOLIDAYS)",
-    "it is {day} {time}: runs {hours} ({key})": "hoje é {day}, {time}: o horário é {hours} ({key})",
-    "{first}-{last}": "de {first} a {last}",
-    "{days} {hours}": "{days} {hours}",
-    "the run's deadline of {minutes} minutes has passed": "o prazo de {minutes} minutos da execução se esgotou",
-    "the run was stopped": "a execução foi interrompida",
-    "the next run starts afresh; nothing old is sent": "a próxima execução começa do zero; nada antigo é enviado",
-    "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
-        "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
+    "has hours for {days}, which {key} leaves out": (
+        "tem horário para {days}, fora dos dias de {key}"
     ),
-    "{who}: retry {number} of {most} in {seconds} s: {reason}": (
-        "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
+    "it is {day} {time}: runs {hours} ({key})": (
+        "hoje é {day}, {time}: o horário é {hours} ({key})"
     ),
-    "line {line}: {fault}": "linha {line}: {fault}",
-    "holds a character that cannot be seen; type it anew": "contém um caractere invisível; digite de novo",
-    "must be a whole number from {low} to {high}": "deve ser um número inteiro de {low} a {high}",
-    "must be one of: {choices}": "deve ser um destes valores: {choices}",
-    "must be one character such as ; or , or | or \\t": "deve ser um caractere como ; ou , ou | ou \\t",
-    "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri": (
-        "deve ter dias de segunda a domingo, como mon-sat ou mon,wed,fri (em inglês)"
+    "the run's deadline of {minutes} minutes has passed": (
+        "o prazo de {minutes} minutos da execução se esgotou"
     ),
-    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice": (
-        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (em inglês); nenhum dia duas vezes"
-    ),
-    "has hours for {days}, which {key} leaves out": "tem horário para {days}, fora dos dias de {key}",
-    "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
     "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash": (
         "deve ser um caminho com / como /entrada/cobranca_30d, sem .. e sem barra invertida"
-    ),
-    "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name": (
-        "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
     ),
     "must give a legal file name that ends in .csv or .txt, such as {example}": (
         "deve resultar em um nome de arquivo válido que termine em .csv ou .txt, como {example}"
     ),
+    "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name": (
+        "deve conter {{campaign}} ou a hora (%H), para que dois mailings não tenham o mesmo nome"
+    ),
     "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}": (
         "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
+    ),
+    "{file}: not found; copy config.env.example to config.env and fill it in": (
+        "{file}: não encontrado; copie config.env.example para config.env e preencha"
+    ),
+    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
+        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
+    ),
+    "{key}: these quotes change what follows a backslash; use others or none": (
+        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
+    ),
+    "{key}: what follows ' #' is a comment; put the value between single quotes": (
+        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    ),
+    "{command}: remove it; the program opens and ends the transaction itself": (
+        "{command}: remova; o próprio programa abre e encerra a transação"
+    ),
+    "{command}: the last statement must return the mailing's rows (SELECT …)": (
+        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
+    ),
+    "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
+        "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
+    ),
+    "it looks like a copy of {original}; delete it, or give it a name of its own": (
+        "parece uma cópia de {original}; apague, ou dê um nome próprio"
+    ),
+    "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)": (
+        "{folder}: nenhum arquivo de consulta que possa ser usado; ponha um por campanha "
+        "(QUERIES_DIR)"
+    ),
+    "--only {unknown}: no such campaign; known: {known}": (
+        "--only {unknown}: campanha inexistente; as conhecidas são: {known}"
+    ),
+    "must be a whole number from {low} to {high}": ("deve ser um número inteiro de {low} a {high}"),
+    "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri": (
+        "deve ter dias de segunda a domingo, como mon-sat ou mon,wed,fri (em inglês)"
+    ),
+    "must be hours such as 08:00-20:00 or 08:00-20:00, sat 08:00-13:00; no day twice": (
+        "deve ser um horário como 08:00-20:00 ou 08:00-20:00, sat 08:00-13:00 (em inglês); "
+        "nenhum dia duas vezes"
     ),
     "must look like SHA256: and 43 characters; --check prints the one it sees": (
         "deve ser SHA256: e mais 43 caracteres; --check mostra a que o servidor apresenta"
     ),
-    "must be a libpq connection string such as {example}": "deve ser uma connection string da libpq, como {example}",
+    "{folder}: cannot be read: {why} (QUERIES_DIR)": (
+        "{folder}: não pode ser lida: {why} (QUERIES_DIR)"
+    ),
+    "{who}: retry {number} of {most} in {seconds} s: {reason}": (
+        "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
+    ),
+    "{written}: has no effect so; write '-- {key}: …'": (
+        "{written}: não tem efeito assim; escreva '-- {key}: …'"
+    ),
+    "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
+    "{what} is used by {others} too; each needs its own": (
+        "{what}: também em uso por {others}; deve pertencer a uma só campanha"
+    ),
+    "{first}-{last}": "de {first} a {last}",
+    "{days} {hours}": "{days} {hours}",
+    "the run was stopped": "a execução foi interrompida",
+    "the next run starts afresh; nothing old is sent": (
+        "a próxima execução começa do zero; nada antigo é enviado"
+    ),
+    "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
+        "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
+    ),
+    "line {line}: {fault}": "linha {line}: {fault}",
+    "holds a character that cannot be seen; type it anew": (
+        "contém um caractere invisível; digite de novo"
+    ),
+    "must be one of: {choices}": "deve ser um destes valores: {choices}",
+    "must be one character such as ; or , or | or \\t": (
+        "deve ser um caractere como ; ou , ou | ou \\t"
+    ),
+    "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
+    "must be a libpq connection string such as {example}": (
+        "deve ser uma connection string da libpq, como {example}"
+    ),
     "{key}: {fault}": "{key}: {fault}",
     "{file}: {fault}": "{file}: {fault}",
-    "{key}: unknown setting; did you mean {near}?": ("{key}: configuração desconhecida; você quis dizer {near}?"),
+    "{key}: unknown setting; did you mean {near}?": (
+        "{key}: configuração desconhecida; você quis dizer {near}?"
+    ),
     "{key}: missing": "{key}: não definido",
     "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
         "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
@@ -6717,33 +7350,17 @@ PORTUGUESE: dict[str, str] = {
     "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
         "termina só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
     ),
-    "{file}: not found; copy config.env.example to config.env and fill it in": (
-        "{file}: não encontrado; copie config.env.example para config.env e preencha"
-    ),
     "{key}: set twice": "{key}: definido duas vezes",
-    "{key}: what follows ' #' is a comment; put the value between single quotes": (
-        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
-    ),
-    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
-        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
-    ),
-    "{key}: these quotes change what follows a backslash; use others or none": (
-        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
-    ),
     "not of the form KEY=value": "não está na forma CHAVE=valor",
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
-    "must be column names separated by ; or ,": "deve ter nomes de colunas separados por ; ou ,",
+    "must be column names separated by ; or ,": ("deve ter nomes de colunas separados por ; ou ,"),
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
-    "a quote or comment without end, or psql's backslash": ("aspas ou comentário sem fim, ou barra invertida do psql"),
+    "a quote or comment without end, or psql's backslash": (
+        "aspas ou comentário sem fim, ou barra invertida do psql"
+    ),
     "a bracket or BEGIN ATOMIC is not closed": "um parêntese ou BEGIN ATOMIC não se fecha",
     "empty: no SQL statement; the last one must be the SELECT of the mailing": (
         "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
-    ),
-    "{command}: the last statement must return the mailing's rows (SELECT …)": (
-        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
-    ),
-    "{command}: remove it; the program opens and ends the transaction itself": (
-        "{command}: remova; o próprio programa abre e encerra a transação"
     ),
     "COPY: remove it and leave the SELECT; the program copies the result itself": (
         "COPY: remova e deixe o SELECT; o próprio programa copia o resultado"
@@ -6752,34 +7369,16 @@ PORTUGUESE: dict[str, str] = {
         "{key}: deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
     "{key}: given twice": "{key}: aparece duas vezes",
-    "{written}: has no effect so; write '-- {key}: …'": "{written}: não tem efeito assim; escreva '-- {key}: …'",
     "hours: {fault}": "hours: {fault}",
-    "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
-        "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
-    ),
     "its file name {fault}": "o nome do arquivo {fault}",
-    "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
     "its name must begin with a letter or digit and end in .sql, in small letters": (
         "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"
     ),
     "it is a folder": "é uma pasta",
-    "it looks like a copy of {original}; delete it, or give it a name of its own": (
-        "parece uma cópia de {original}; apague, ou dê um nome próprio"
-    ),
     "its line 'enabled: no' switches it off": "a linha 'enabled: no' o desativa",
     "{file} is not read: {why}": "{file} não é lido: {why}",
-    "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)": (
-        "{folder}: nenhum arquivo de consulta que possa ser usado; ponha um por campanha (QUERIES_DIR)"
-    ),
-    "{folder}: cannot be read: {why} (QUERIES_DIR)": "{folder}: não pode ser lida: {why} (QUERIES_DIR)",
-    "{what} is used by {others} too; each needs its own": (
-        "{what}: também em uso por {others}; deve pertencer a uma só campanha"
-    ),
     "the name {name}": "o nome {name}",
     "the folder {path}": "a pasta {path}",
-    "--only {unknown}: no such campaign; known: {known}": (
-        "--only {unknown}: campanha inexistente; as conhecidas são: {known}"
-    ),
     "claimed": "em andamento",
     "exported": "exportado",
     "publishing": "em publicação",
@@ -6801,43 +7400,72 @@ PORTUGUESE: dict[str, str] = {
     "refused by the dialer": "recusado pelo discador",
     "not known whether it was picked up": "não se sabe se foi coletado",
     (
-        "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make the file "
-        "writable and close other programs that hold it; if it is damaged, restore it or move it away "
-        "with the CSVs beside it"
+        "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make "
+        "the file writable and close other programs that hold it; if it is damaged, restore it "
+        "or move it away with the CSVs beside it"
     ): (
-        "{path}: o registro de entregas não pode ser usado ({reason}); nada foi enviado. Libere espaço "
-        "no disco, permita a gravação do arquivo e feche outros programas que o usem; se estiver "
-        "danificado, restaure-o ou mova-o dali com os CSVs ao lado dele"
+        "{path}: o registro de entregas não pode ser usado ({reason}); nada foi enviado. "
+        "Libere espaço no disco, permita a gravação do arquivo e feche outros programas que o "
+        "usem; se estiver danificado, restaure-o ou mova-o dali com os CSVs ao lado dele"
     ),
     "{path}: the ledger is of a newer version of this program": (
         "{path}: o registro de entregas é de uma versão mais nova deste programa"
     ),
     (
-        "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot has "
-        "delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere"
+        "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot "
+        "has delivered is unknown. Restore the file; or, to begin a new one, move those CSVs "
+        "elsewhere"
     ): (
-        "{path}: o registro de entregas sumiu, mas {folder} contém mailings ({file} …): não se sabe o "
-        "que este horário já entregou. Restaure o arquivo; ou, para começar um novo, mova esses CSVs "
-        "para outro lugar"
+        "{path}: o registro de entregas sumiu, mas {folder} contém mailings ({file} …): não se "
+        "sabe o que este horário já entregou. Restaure o arquivo; ou, para começar um novo, "
+        "mova esses CSVs para outro lugar"
     ),
-    "{campaign}: another PC may be at work on it": "{campaign}: outro computador pode estar cuidando dela",
+    "{campaign}: another PC may be at work on it": (
+        "{campaign}: outro computador pode estar cuidando dela"
+    ),
     "this slot's mailing is out already": "o mailing deste horário já saiu",
     "{path}: {reason}": "{path}: {reason}",
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
     ),
-    "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it": (
-        "nada a fazer: o computador que alcançar o registro de entregas continua, e antes verifica o que aconteceu"
+    (
+        "nothing to do: whichever PC reaches the ledger carries on, and looks first what "
+        "became of it"
+    ): (
+        "nada a fazer: o computador que alcançar o registro de entregas continua, e antes "
+        "verifica o que aconteceu"
     ),
     "check LEDGER and the network; is PostgreSQL running, in version 14 or newer?": (
         "confira LEDGER e a rede; o PostgreSQL está no ar, na versão 14 ou mais nova?"
     ),
-    "make OUTPUT_DIR writable, or delete this file if it is damaged": (
-        "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
+    "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
+    "set synchronous_standby_names there, or a failover forgets the last deliveries": (
+        "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
     ),
-    "{path}: the lock cannot be used: {reason}; {cure}": "{path}: a trava não pode ser usada: {reason}; {cure}",
+    "this PC stood still for {seconds} s: others may have its claims": (
+        "este computador ficou parado por {seconds} s: outro pode ter assumido as suas campanhas"
+    ),
+    "{path}: the ledger is of another version of this program": (
+        "{path}: o registro de entregas é de outra versão deste programa"
+    ),
+    "{path}: the lock cannot be used: {reason}; {cure}": (
+        "{path}: a trava não pode ser usada: {reason}; {cure}"
+    ),
     "{file}: {contacts}, {rejected} rejected, {size} bytes": (
         "{file}: {contacts}, {rejected} rejeitados, {size} bytes"
+    ),
+    (
+        "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to "
+        "run now"
+    ): (
+        "O horário {slot} está atrasado: nada foi entregue. Dê dois cliques em "
+        "run_pipeline.bat para executar agora"
+    ),
+    "slot {slot}: {totals} in {seconds} s; {outcome}": (
+        "horário {slot}: {totals} em {seconds} s; {outcome}"
+    ),
+    "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
+        "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
     ),
     "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}": (
         "SFTP em {where}: o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
@@ -6846,7 +7474,9 @@ PORTUGUESE: dict[str, str] = {
         "phones: ou unique: cita a coluna {name}, que a consulta não retorna"
     ),
     "{contacts}, fewer than min_rows {least}": "{contacts}, menos que min_rows {least}",
-    "{campaign}: {file} of an earlier run: {outcome}": "{campaign}: {file} de uma execução anterior: {outcome}",
+    "{campaign}: {file} of an earlier run: {outcome}": (
+        "{campaign}: {file} de uma execução anterior: {outcome}"
+    ),
     "{count} characters are not in {encoding} and became '?'": (
         "{count} caracteres não existem em {encoding} e viraram '?'"
     ),
@@ -6855,10 +7485,29 @@ PORTUGUESE: dict[str, str] = {
     ),
     "{campaign}: {file}: picked up at {time}": "{campaign}: {file}: coletado às {time}",
     "{campaign}: {file}: {reason}": "{campaign}: {file}: {reason}",
+    "the alert could not be sent ({reason}): check ALERT_URLS": (
+        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS"
+    ),
+    (
+        "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set "
+        "the clock"
+    ): (
+        "o relógio deste computador difere {seconds} s do relógio do servidor do registro de "
+        "entregas; nada foi enviado. Acerte o relógio"
+    ),
+    "{file}: its transaction is not the one that was begun (transaction_isolation: {found})": (
+        "{file}: sua transação não é a que foi iniciada (transaction_isolation: {found})"
+    ),
+    "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
+        "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
+    ),
     "{campaign}: after its delivery: {reason}": "{campaign}: depois da entrega: {reason}",
     "not known whether it was picked up: {reason}": "não se sabe se foi coletado: {reason}",
     "{campaign}: the ledger could not note it: {reason}": (
         "{campaign}: o registro de entregas não pôde anotar: {reason}"
+    ),
+    "this PC and {pc} have different time zones; nothing was sent. Set the zone": (
+        "este computador e {pc} têm fusos horários diferentes; nada foi enviado. Acerte o fuso"
     ),
     "SFTP at {where}: no {name} in common; the server offers {offered}": (
         "SFTP em {where}: nada em comum em {name}; o servidor oferece {offered}"
@@ -6872,39 +7521,49 @@ PORTUGUESE: dict[str, str] = {
     "{campaign}: a temp file may stay until the next run: {reason}": (
         "{campaign}: um arquivo temporário pode ficar até a próxima execução: {reason}"
     ),
+    "{campaign}: {state} ({pc})": "{campaign}: {state} ({pc})",
     "{campaign}: the ledger could not note it, the next run looks: {reason}": (
         "{campaign}: o registro de entregas não pôde anotar; a próxima execução verifica: {reason}"
     ),
     "exit code 4: the run did not end by itself {seconds} s after its deadline": (
         "código de saída 4: a execução não terminou sozinha {seconds} s depois do prazo"
     ),
-    "{path}: too old, but cannot be deleted: {reason}": "{path}: antigo demais, mas não pode ser apagado: {reason}",
+    "{path}: too old, but cannot be deleted: {reason}": (
+        "{path}: antigo demais, mas não pode ser apagado: {reason}"
+    ),
     "the server grants no more than {count} {what}, mailings take turns: {reason}": (
         "o servidor não concede mais que {count} {what}, os mailings se revezam: {reason}"
     ),
-    "the database is a replica, and nobody knows how far it is behind": (
-        "o banco de dados é uma réplica, e não se sabe quanto está atrasada"
+    "{campaign}: {file} stays in doubt: {reason}": (
+        "{campaign}: {file} continua em dúvida: {reason}"
     ),
-    "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
-        "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
+    "the server grants {count} of {wanted} database sessions: mailings take turns": (
+        "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
-    "{campaign}: {file} stays in doubt: {reason}": "{campaign}: {file} continua em dúvida: {reason}",
-    "{campaign}: was delivered in this slot; is to be sent again (--resend)": (
-        "{campaign}: já foi entregue neste horário; será enviado de novo (--resend)"
+    "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
+    "let the database administrator run: {sql}": (
+        "peça ao administrador do banco que execute: {sql}"
+    ),
+    "make OUTPUT_DIR writable, or delete this file if it is damaged": (
+        "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
     "another run is active: {holder}": "outra execução está em andamento: {holder}",
-    "wait until it has ended; it delivers by itself": "espere até ela terminar; ela faz a entrega sozinha",
+    "wait until it has ended; it delivers by itself": (
+        "espere até ela terminar; ela faz a entrega sozinha"
+    ),
     "waiting for another run to end: {holder}": "aguardando outra execução terminar: {holder}",
     "ask the database administrator": "fale com o administrador do banco de dados",
     "it is tried again by itself; if it stays so, ask the database administrator": (
-        "a tentativa se repete sozinha; se continuar assim, fale com o administrador do banco de dados"
+        "a tentativa se repete sozinha; se continuar assim, fale com o administrador do banco "
+        "de dados"
     ),
     "check PGHOST, PGPORT and the network; is PostgreSQL running?": (
         "confira PGHOST, PGPORT e a rede; o PostgreSQL está no ar?"
     ),
     "check PGUSER and PGPASSWORD (or .pgpass)": "confira PGUSER e PGPASSWORD (ou .pgpass)",
     "the query writes; if it must (temp tables), add '-- read_only: no'": (
-        "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- read_only: no'"
+        "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- "
+        "read_only: no'"
     ),
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
     "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
@@ -6913,13 +7572,15 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the connection was refused": "a conexão foi recusada",
     "no answer in time": "sem resposta a tempo",
-    "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "this name is unknown": "este nome é desconhecido",
     "the password or the user is wrong": "a senha ou o usuário está errado",
     "ask the database administrator to let this PC in (pg_hba.conf)": (
         "peça ao administrador do banco de dados que autorize este PC (pg_hba.conf)"
     ),
-    "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters": (
+    (
+        "take PGOPTIONS and the like out of config.env, or set the pooler's "
+        "ignore_startup_parameters"
+    ): (
         "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
     ),
     "another session locks a table of this query; ask who changes it at this hour": (
@@ -6928,28 +7589,36 @@ PORTUGUESE: dict[str, str] = {
     "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
         "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
     ),
-    "ask for SELECT on that table for this PGUSER": "peça permissão de SELECT nessa tabela para este PGUSER",
-    "correct the query; --check tries it without sending": "corrija a consulta; --check a testa sem enviar nada",
-    "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252": (
-        "o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"
+    "ask for SELECT on that table for this PGUSER": (
+        "peça permissão de SELECT nessa tabela para este PGUSER"
     ),
+    "correct the query; --check tries it without sending": (
+        "corrija a consulta; --check a testa sem enviar nada"
+    ),
+    (
+        "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or "
+        "WIN1252"
+    ): ("o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"),
     "a value does not fit; run the query in an SQL tool (values are not logged)": (
-        "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda valores)"
+        "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda "
+        "valores)"
     ),
     "run the query in an SQL tool to see more; ask the database administrator": (
-        "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do banco de dados"
+        "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do "
+        "banco de dados"
     ),
     "the next run reads again; if it stays so, ask the database administrator": (
         "a próxima execução lê de novo; se continuar assim, fale com o administrador do banco"
     ),
     "database at {where}: {reason}": "banco de dados em {where}: {reason}",
-    "{where}: the connection to the database was lost": "{where}: a conexão com o banco de dados foi perdida",
-    "check the network, and whether PostgreSQL was restarted": "confira a rede, e se o PostgreSQL foi reiniciado",
     "{file}: line {line}": "{file}: linha {line}",
-    "{where}: {reason} ({code})": "{where}: {reason} ({code})",
-    "{file}: its transaction is not the one that was begun (transaction_isolation: {found})": (
-        "{file}: sua transação não é a que foi iniciada (transaction_isolation: {found})"
+    "{where}: the connection to the database was lost": (
+        "{where}: a conexão com o banco de dados foi perdida"
     ),
+    "check the network, and whether PostgreSQL was restarted": (
+        "confira a rede, e se o PostgreSQL foi reiniciado"
+    ),
+    "{where}: {reason} ({code})": "{where}: {reason} ({code})",
     "a pooler shares one session's statements out: switch off its load balancing for PGUSER": (
         "um pooler distribui os comandos de uma sessão: desligue o balanceamento dele para PGUSER"
     ),
@@ -6964,15 +7633,21 @@ PORTUGUESE: dict[str, str] = {
         "PGUSER é superusuário: um papel que só pode fazer SELECT não causa danos"
     ),
     "database sessions": "sessões de banco de dados",
-    "the server grants {count} of {wanted} database sessions: mailings take turns": (
-        "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
+    "the database is a replica, and nobody knows how far it is behind": (
+        "o banco de dados é uma réplica, e não se sabe quanto está atrasada"
     ),
-    "no common snapshot, each query sees its own: {reason}": "sem snapshot comum, cada consulta vê o seu: {reason}",
-    "{file}: the shared snapshot cannot be read any more": "{file}: o snapshot comum não pode mais ser lido",
+    "{file}: the shared snapshot cannot be read any more": (
+        "{file}: o snapshot comum não pode mais ser lido"
+    ),
+    "no common snapshot, each query sees its own: {reason}": (
+        "sem snapshot comum, cada consulta vê o seu: {reason}"
+    ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
     ),
-    "check PGPORT: PostgreSQL's port is mostly 5432": "confira PGPORT: a porta do PostgreSQL costuma ser 5432",
+    "check PGPORT: PostgreSQL's port is mostly 5432": (
+        "confira PGPORT: a porta do PostgreSQL costuma ser 5432"
+    ),
     "reason": "motivo",
     "no valid phone": "nenhum telefone válido",
     "duplicate {columns}": "repetição de {columns}",
@@ -6986,15 +7661,19 @@ PORTUGUESE: dict[str, str] = {
     "see whether the server's disk is full or its quota used up": (
         "veja se o disco do servidor está cheio ou a cota esgotada"
     ),
-    ("check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE (old servers refuse RSA keys: make an ed25519 key)"): (
-        "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE (servidores antigos recusam chaves RSA: crie uma ed25519)"
+    (
+        "check SFTP_USER and SFTP_PASSWORD or SFTP_KEY_FILE (old servers refuse RSA keys: make "
+        "an ed25519 key)"
+    ): (
+        "confira SFTP_USER e SFTP_PASSWORD ou SFTP_KEY_FILE (servidores antigos recusam chaves "
+        "RSA: crie uma ed25519)"
     ),
     (
-        "check the network, SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong password, or "
-        "where SFTP is not allowed"
+        "check the network, SFTP_USER and SFTP_PASSWORD: some servers hang up on a wrong "
+        "password, or where SFTP is not allowed"
     ): (
-        "confira a rede, SFTP_USER e SFTP_PASSWORD: alguns servidores desligam diante de senha errada, "
-        "ou onde o SFTP não é permitido"
+        "confira a rede, SFTP_USER e SFTP_PASSWORD: alguns servidores desligam diante de senha "
+        "errada, ou onde o SFTP não é permitido"
     ),
     "the server wants a new password: set one there, then SFTP_PASSWORD": (
         "o servidor exige uma senha nova: defina-a lá e depois em SFTP_PASSWORD"
@@ -7002,12 +7681,16 @@ PORTUGUESE: dict[str, str] = {
     "ask the server's administrator for a login that needs nothing else": (
         "peça ao administrador do servidor um acesso que não exija mais nada"
     ),
-    ("ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)"): (
-        "pergunte ao administrador do servidor se este usuário pode usar SFTP (subsistema, shell, dono "
-        "da pasta pessoal)"
+    (
+        "ask the server's administrator whether this user may use SFTP (subsystem, shell, "
+        "owner of the home)"
+    ): (
+        "pergunte ao administrador do servidor se este usuário pode usar SFTP (subsistema, "
+        "shell, dono da pasta pessoal)"
     ),
     "the server offers only outdated algorithms (SHA-1); its administrator must update it": (
-        "o servidor só oferece algoritmos ultrapassados (SHA-1); o administrador precisa atualizá-lo"
+        "o servidor só oferece algoritmos ultrapassados (SHA-1); o administrador precisa "
+        "atualizá-lo"
     ),
     "create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR": (
         "crie a pasta no servidor, ou corrija '-- folder:' ou SFTP_STAGING_DIR"
@@ -7015,14 +7698,22 @@ PORTUGUESE: dict[str, str] = {
     "ask the server's administrator for write access to the folder": (
         "peça ao administrador do servidor permissão de gravação na pasta"
     ),
-    ("ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"): (
-        "peça ao administrador do servidor acesso de gravação à pasta; se já houver, defina outro SFTP_TEMP_NAME"
+    (
+        "ask the server's administrator for write access to the folder; if it is there, set "
+        "another SFTP_TEMP_NAME"
+    ): (
+        "peça ao administrador do servidor acesso de gravação à pasta; se já houver, defina "
+        "outro SFTP_TEMP_NAME"
     ),
     "ask the server's administrator to let this user rename files there": (
         "peça ao administrador do servidor que deixe este usuário renomear arquivos ali"
     ),
-    "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?": (
-        "SFTP_STAGING_DIR está no mesmo disco que a pasta de entrega, e este usuário pode renomear arquivos ali?"
+    (
+        "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename "
+        "files there?"
+    ): (
+        "SFTP_STAGING_DIR está no mesmo disco que a pasta de entrega, e este usuário pode "
+        "renomear arquivos ali?"
     ),
     "let this user read the file": "permita que este usuário leia o arquivo",
     "let this user list the folder, or look at its files": (
@@ -7037,27 +7728,45 @@ PORTUGUESE: dict[str, str] = {
     "SFTP at {where}": "SFTP em {where}",
     "{server}: {doing}: {reason}": "{server}: {doing}: {reason}",
     "the run is over": "a execução terminou",
-    "do not go on: ask the server's administrator whether the key was changed; no password was sent": (
-        "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma senha foi enviada"
+    (
+        "do not go on: ask the server's administrator whether the key was changed; no password "
+        "was sent"
+    ): (
+        "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma "
+        "senha foi enviada"
     ),
     "SFTP at {where}: PostgreSQL answers there, not an SFTP server": (
         "SFTP em {where}: quem responde ali é o PostgreSQL, não um servidor SFTP"
     ),
-    "check SFTP_PORT: SFTP's port is mostly 22": "confira SFTP_PORT: a porta do SFTP costuma ser 22",
-    "its administrator can allow one of: {known}": "o administrador dele pode permitir um destes: {known}",
-    "SFTP at {where}: login: the server also wants {what}": "SFTP em {where}: login: o servidor exige também {what}",
+    "check SFTP_PORT: SFTP's port is mostly 22": (
+        "confira SFTP_PORT: a porta do SFTP costuma ser 22"
+    ),
+    "its administrator can allow one of: {known}": (
+        "o administrador dele pode permitir um destes: {known}"
+    ),
+    "SFTP at {where}: login: the server also wants {what}": (
+        "SFTP em {where}: login: o servidor exige também {what}"
+    ),
     "not found": "não encontrado",
     "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
     "cannot be read: {reason}": "não pode ser lido: {reason}",
     "SFTP_KEY_FILE: {path}: {reason}": "SFTP_KEY_FILE: {path}: {reason}",
     "is a key of PuTTY": "é uma chave do PuTTY",
-    "in PuTTYgen: Conversions, Export OpenSSH key": "no PuTTYgen: Conversions, Export OpenSSH key",
+    "in PuTTYgen: Conversions, Export OpenSSH key": (
+        "no PuTTYgen: Conversions, Export OpenSSH key"
+    ),
     "is the public half of a key": "é a metade pública de uma chave",
-    "name the private key: the file without .pub": "indique a chave privada: o arquivo sem .pub",
+    "name the private key: the file without .pub": ("indique a chave privada: o arquivo sem .pub"),
     "the passphrase does not open it": "a senha da chave não a abre",
     "check SFTP_KEY_PASSPHRASE": "confira SFTP_KEY_PASSPHRASE",
     "is no private key that paramiko knows": "não é uma chave privada que o paramiko conheça",
     "make one with: ssh-keygen -t ed25519": "crie uma com: ssh-keygen -t ed25519",
+    "{path} was whole and is gone: it may have been activated": (
+        "{path} estava completo e sumiu: pode ter sido ativado"
+    ),
+    "set SFTP_STAGING_DIR: something takes files of any name": (
+        "defina SFTP_STAGING_DIR: algo coleta arquivos de qualquer nome"
+    ),
     "SFTP channels": "canais SFTP",
     "asking for the host key": "leitura da chave do servidor",
     "looking for {path}": "busca por {path}",
@@ -7067,23 +7776,24 @@ PORTUGUESE: dict[str, str] = {
     "creating {path}": "criação de {path}",
     "writing {path}": "gravação de {path}",
     "closing {path}": "fechamento de {path}",
-    "{path} was whole and is gone: it may have been activated": (
-        "{path} estava completo e sumiu: pode ter sido ativado"
+    "{path}: {sent} bytes sent, {arrived} arrived": (
+        "{path}: {sent} bytes enviados, {arrived} recebidos"
     ),
-    "set SFTP_STAGING_DIR: something takes files of any name": (
-        "defina SFTP_STAGING_DIR: algo coleta arquivos de qualquer nome"
-    ),
-    "{path}: {sent} bytes sent, {arrived} arrived": "{path}: {sent} bytes enviados, {arrived} recebidos",
     "reading {path} back": "releitura de {path} no servidor",
     "renaming {path} to {name}": "troca do nome de {path} para {name}",
     "removing {path}": "remoção de {path}",
     "login": "login",
     "logged in, but SFTP does not start": "login feito, mas o SFTP não inicia",
-    "check the query and the data; if the number is right, change the guard in the query file": (
-        "confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo da consulta"
+    ("check the query and the data; if the number is right, change the guard in the query file"): (
+        "confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo "
+        "da consulta"
     ),
-    "correct the query's column names, or its 'columns:' line if the dialer's layout really changed": (
-        "corrija os nomes das colunas na consulta, ou a linha 'columns:' se o layout do discador mudou mesmo"
+    (
+        "correct the query's column names, or its 'columns:' line if the dialer's layout "
+        "really changed"
+    ): (
+        "corrija os nomes das colunas na consulta, ou a linha 'columns:' se o layout do "
+        "discador mudou mesmo"
     ),
     "nothing to do: it is not sent late": "nada a fazer: o mailing não é enviado com atraso",
     "the query returns no columns": "a consulta não retorna nenhuma coluna",
@@ -7109,53 +7819,68 @@ PORTUGUESE: dict[str, str] = {
     "the next run looks whether the dialer got it, and never sends it twice": (
         "a próxima execução verifica se o discador o recebeu, e nunca o envia duas vezes"
     ),
-    "somebody else puts files there, or the dialer does not take them; nothing was overwritten": (
+    ("somebody else puts files there, or the dialer does not take them; nothing was overwritten"): (
         "alguém mais põe arquivos lá, ou o discador não os coleta; nada foi sobrescrito"
     ),
     "ask who runs the dialer whether it has the file; it is not sent again in this slot": (
-        "pergunte a quem cuida do discador se ele tem o arquivo; não é enviado de novo neste horário"
+        "pergunte a quem cuida do discador se ele tem o arquivo; não é enviado de novo neste "
+        "horário"
     ),
     "more than max_rows {most} contacts": "mais que max_rows {most} contatos",
     "{campaign}: exported {figures}": "{campaign}: exportado {figures}",
     "{path} is already there": "{path} já está lá",
-    "{path}: what arrived is not what was sent (SHA-256)": "{path}: o que chegou não é o que foi enviado (SHA-256)",
+    "{path}: what arrived is not what was sent (SHA-256)": (
+        "{path}: o que chegou não é o que foi enviado (SHA-256)"
+    ),
     "its campaign is gone": "a campanha não existe mais",
     "its campaign has another drop folder now": "a campanha agora tem outra pasta de entrega",
     "its slot {slot} is over": "o horário dele, {slot}, já passou",
     "it was withdrawn": "foi retirada",
     "not published: {reason}": "não publicado: {reason}",
-    "the run was interrupted before publishing": "a execução foi interrompida antes da publicação",
-    "{path} was changed on this PC before it was sent": "{path} foi alterado neste PC antes de ser enviado",
+    "the run was interrupted before publishing": (
+        "a execução foi interrompida antes da publicação"
+    ),
+    "{path} was changed on this PC before it was sent": (
+        "{path} foi alterado neste PC antes de ser enviado"
+    ),
     "leave the files in the output folder alone while a run is on": (
         "não mexa nos arquivos da pasta output durante uma execução"
     ),
-    "the dialer has not taken the previous mailing {file}": "o discador ainda não coletou o mailing anterior {file}",
+    "the dialer has not taken the previous mailing {file}": (
+        "o discador ainda não coletou o mailing anterior {file}"
+    ),
     "{campaign}: {message}": "{campaign}: {message}",
-    "{reason}; what its query wrote is kept all the same": "{reason}; o que a consulta gravou fica mesmo assim",
+    "{reason}; what its query wrote is kept all the same": (
+        "{reason}; o que a consulta gravou fica mesmo assim"
+    ),
     "{count} {state}": "{count} {state}",
     "{counts}": "{counts}",
     "nothing due": "nada previsto",
+    "exit code {code}: {meaning}": "código de saída {code}: {meaning}",
     "Slot {slot}": "Horário {slot}",
     "the CSVs are in {folder}": "os CSVs estão em {folder}",
     "campaign": "campanha",
     "result": "resultado",
+    "columns": "colunas",
+    "seconds": "seg.",
     "contacts": "contatos",
     "rejected": "rejeit.",
-    "columns": "colunas",
     "size": "tamanho",
-    "seconds": "seg.",
     "waiting": "aguardando",
-    "ready": "pronto",
-    "the query is running": "consulta em execução",
-    "reading, {contacts}": "lendo, {contacts}",
     "sending {sent} of {size}": "enviando {sent} de {size}",
+    "ready": "pronto",
+    "reading, {contacts}": "lendo, {contacts}",
+    "the query is running": "consulta em execução",
+    "correct the file, and try it with --check": "corrija o arquivo, e teste-o com --check",
     "the status page shows what came of it": "a página de situação mostra o que aconteceu",
     "stopped by the operator": "execução interrompida pelo operador",
-    "start the program again; it sends only what is missing": "inicie o programa de novo; ele envia só o que falta",
+    "start the program again; it sends only what is missing": (
+        "inicie o programa de novo; ele envia só o que falta"
+    ),
     "the server does not tell what became of this slot's mailing": (
         "o servidor não informa o que aconteceu com o mailing deste horário"
     ),
-    "correct the file, and try it with --check": "corrija o arquivo, e teste-o com --check",
+    "{message}": "{message}",
     "another PC was still at work on it when this run ended": (
         "outro computador ainda cuidava dela quando esta execução terminou"
     ),
@@ -7177,35 +7902,20 @@ PORTUGUESE: dict[str, str] = {
         "{where}: a consulta grava ou bloqueia dados, em uma transação somente de leitura"
     ),
     "{count} columns": "{count} colunas",
-    "{count} columns, no 'columns:' line: {names}": "{count} colunas, sem a linha 'columns:': {names}",
+    "{count} columns, no 'columns:' line: {names}": (
+        "{count} colunas, sem a linha 'columns:': {names}"
+    ),
     "exists, can write, can rename, but not remove: {path} stays there": (
         "existe, grava, renomeia, mas não apaga: {path} fica lá"
     ),
-    "exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried": (
-        "existe; SFTP_STAGING_DIR permite gravar e renomear; a passagem para esta pasta não foi testada"
+    ("exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried"): (
+        "existe; SFTP_STAGING_DIR permite gravar e renomear; a passagem para esta pasta não "
+        "foi testada"
     ),
     "exists, can write, can rename": "existe, permite gravar e renomear",
     "{path} may stay on the server: {reason}": "{path} pode ficar no servidor: {reason}",
     "settings": "configuração",
     "ledger": "registro de entregas",
-    "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
-    "set synchronous_standby_names there, or a failover forgets the last deliveries": (
-        "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
-    ),
-    "this PC stood still for {seconds} s: others may have its claims": (
-        "este computador ficou parado por {seconds} s: outro pode ter assumido as suas campanhas"
-    ),
-    "{path}: the ledger is of another version of this program": (
-        "{path}: o registro de entregas é de outra versão deste programa"
-    ),
-    "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock": (
-        "o relógio deste computador difere {seconds} s do relógio do servidor do registro de entregas; nada foi "
-        "enviado. Acerte o relógio"
-    ),
-    "this PC and {pc} have different time zones; nothing was sent. Set the zone": (
-        "este computador e {pc} têm fusos horários diferentes; nada foi enviado. Acerte o fuso"
-    ),
-    "let the database administrator run: {sql}": "peça ao administrador do banco que execute: {sql}",
     "database login": "login no banco de dados",
     "query {file}": "consulta {file}",
     "folder {path}": "pasta {path}",
@@ -7215,7 +7925,9 @@ PORTUGUESE: dict[str, str] = {
     "OneDrive uploads what is in it, customers' data too: move it out of there": (
         "o OneDrive envia para a nuvem o que está nela, também dados de clientes: tire-a de lá"
     ),
-    "it is on the network: move it to this PC's own disk": ("ela está na rede: mova-a para o disco deste computador"),
+    "it is on the network: move it to this PC's own disk": (
+        "ela está na rede: mova-a para o disco deste computador"
+    ),
     "apprise cannot use URL {numbers}: wrong kind, or incomplete": (
         "o apprise não consegue usar a URL {numbers}: tipo errado, ou incompleta"
     ),
@@ -7232,28 +7944,24 @@ PORTUGUESE: dict[str, str] = {
     "NOTE": "AVISO",
     "FAULT": "FALHA",
     "{what}: {told}": "{what}: {told}",
-    "Last run: {time}: {outcome}": "Última execução: {time}: {outcome}",
-    "No successful run yet": "Nenhuma execução com êxito até agora",
-    "Last successful run: {time}": "Última execução com êxito: {time}",
-    "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",
-    "The slot {slot} is overdue: nothing was delivered. Double-click run_pipeline.bat to run now": (
-        "O horário {slot} está atrasado: nada foi entregue. Dê dois cliques em run_pipeline.bat para executar agora"
-    ),
-    "Nothing is due today": "Não há nada previsto para hoje",
     "the whole run": "a execução inteira",
     "works again": "já normalizado",
-    "nothing delivered in two weeks": "nada entregue em duas semanas",
-    "latest {latest}, median {median}": "último {latest}, mediana {median}",
+    "No successful run yet": "Nenhuma execução com êxito até agora",
+    "Last successful run: {time}": "Última execução com êxito: {time}",
+    "Last run: {time}: {outcome}": "Última execução: {time}: {outcome}",
+    "Nothing is due today": "Não há nada previsto para hoje",
     "Mailings": "Mailings",
     "Today": "Hoje",
     "Contacts delivered in two weeks": "Contatos entregues em duas semanas",
     "Latest problems": "Últimos problemas",
     "Generated {time}": "Gerado em {time}",
     "none in two weeks": "nenhum em duas semanas",
-    "the alert could not be sent ({reason}): check ALERT_URLS": (
-        "o alerta não pôde ser enviado ({reason}): confira ALERT_URLS"
+    "Need attention: {campaigns}": "Precisa de atenção: {campaigns}",
+    "nothing delivered in two weeks": "nada entregue em duas semanas",
+    "latest {latest}, median {median}": "último {latest}, mediana {median}",
+    "HEARTBEAT_URL could not be fetched: {reason}": (
+        "HEARTBEAT_URL não pôde ser acessada: {reason}"
     ),
-    "HEARTBEAT_URL could not be fetched: {reason}": "HEARTBEAT_URL não pôde ser acessada: {reason}",
     "the status page was not written: {reason}": "a página de status não foi gravada: {reason}",
     "no run in the slots {slots}": "nenhuma execução nos horários {slots}",
     "mailings need a person": "os mailings precisam de atenção",
@@ -7261,10 +7969,12 @@ PORTUGUESE: dict[str, str] = {
     "the next hourly run tries again by itself; nothing is ever sent twice": (
         "a próxima execução tenta de novo sozinha; nada é enviado duas vezes"
     ),
-    "{message}": "{message}",
-    "{campaign}: {state} ({pc})": "{campaign}: {state} ({pc})",
-    ("Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."): (
-        "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP da campanha."
+    (
+        "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's "
+        "SFTP folder."
+    ): (
+        "Executa queries/*.sql no PostgreSQL e entrega cada resultado como CSV na pasta SFTP "
+        "da campanha."
     ),
     "exit codes:": "códigos de saída:",
     "export and judge everything, send nothing (output/dry-run)": (
@@ -7281,11 +7991,11 @@ PORTUGUESE: dict[str, str] = {
     "also what this slot has delivered already, under a new name": (
         "também o que este horário já entregou, com outro nome"
     ),
-    "run by hand outside the operating hours": "execução manual fora do horário de funcionamento",
+    "run by hand outside the operating hours": ("execução manual fora do horário de funcionamento"),
     "the settings (default: config.env beside the program)": (
         "a configuração (padrão: config.env ao lado do programa)"
     ),
-    "the report as one JSON object on stdout": "o relatório como um objeto JSON na saída padrão",
+    "the report as one JSON object on stdout": ("o relatório como um objeto JSON na saída padrão"),
     "show program's version number and exit": "mostra a versão do programa e termina",
     "{path}: cannot be written: {reason}; make LOG_DIR writable": (
         "{path}: não é possível gravar: {reason}; permita a gravação em LOG_DIR"
@@ -7293,22 +8003,24 @@ PORTUGUESE: dict[str, str] = {
     "not everything could be shown: standard output cannot be written": (
         "nem tudo pôde ser mostrado: a saída padrão não pode ser gravada"
     ),
-    "this Python ({path}) lacks the packages {names}": "a este Python ({path}) faltam os pacotes {names}",
+    "this Python ({path}) lacks the packages {names}": (
+        "a este Python ({path}) faltam os pacotes {names}"
+    ),
     "    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt": (
         "    -> inicie run_pipeline.bat, ou: python -m pip install -r requirements.txt"
     ),
-    "exit code {code}: {meaning}": "código de saída {code}: {meaning}",
     "outside the hours, nothing to do: {reason}": "fora do horário, nada a fazer: {reason}",
     "wait, or use --ignore-hours if you really want to start calls now": (
         "espere, ou use --ignore-hours se quiser mesmo iniciar as chamadas agora"
     ),
-    "slot {slot}: {totals} in {seconds} s; {outcome}": "horário {slot}: {totals} em {seconds} s; {outcome}",
 }
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # what it writes is for this user; on Windows the folder's rights say so (run_pipeline.bat)
-    # numpy's linear algebra, which nothing here uses, starts a thread per core: a tenth of a short run's CPU time.
+    # what it writes is for this user; on Windows the folder's rights say so (run_pipeline.bat)
+    os.umask(0o077)
+    # numpy's linear algebra, which nothing here uses, starts a thread per core: a tenth of a short
+    # run's CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, interrupt)
     kept = heed_closing_window() if os.name == "nt" else None
