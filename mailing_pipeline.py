@@ -4251,6 +4251,7 @@ class DropFolders:
         self.close, self.shut = self._login.close, self._login.shut
         self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
         self._longest_write = 0  # of this server; 0: not known yet
+        self._served: object = None  # the connection that has had a channel
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
@@ -4488,18 +4489,23 @@ class DropFolders:
     def _open_channel(self, transport: Any) -> Any:
         """A new channel with SFTP on it.
 
-        A refusal leaves the connection sound: the server has no more of them.
+        A refusal leaves the connection sound: the server has no more of them, or none at all.
         """
+        has_served = transport is self._served
+        doing = text("a new channel") if has_served else text("logged in, but SFTP does not start")
         try:
-            with self._translated(text("logged in, but SFTP does not start"), self._login.where):
-                return start_sftp(transport, self.settings.connect_timeout_seconds)
+            with self._translated(doing, self._login.where):
+                client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
-            error.hint, error.tries = NO_SFTP, ONCE_MORE
+            if not has_served:
+                error.hint, error.tries = NO_SFTP, ONCE_MORE
             if not transport.is_active():
                 raise
             fault = DeliveryError(error.message, NO_SFTP, tries=ONCE_MORE, wide=True)
             fault.scarce = True
             raise fault from error
+        self._served = transport
+        return client
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7783,6 +7789,7 @@ PORTUGUESE: dict[str, str] = {
     "renaming {path} to {name}": "troca do nome de {path} para {name}",
     "removing {path}": "remoção de {path}",
     "login": "login",
+    "a new channel": "um canal novo",
     "logged in, but SFTP does not start": "login feito, mas o SFTP não inicia",
     ("check the query and the data; if the number is right, change the guard in the query file"): (
         "confira a consulta e os dados; se o número estiver certo, ajuste o limite no arquivo "

@@ -26,11 +26,12 @@ IN_CI = os.environ.get("CI", "").lower() == "true"
 
 
 # A file is one worker's work: those that take longest begin, or the others wait for them at the end.
-LONGEST = ("test_windows_python", "test_sample_data", "test_random_kills", "test_sftp_servers", "test_office_pc")
+LONGEST = ("shared_ledger", "windows_python", "office_pc", "sftp_servers", "random_kills", "sample_data", "field")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    first = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
