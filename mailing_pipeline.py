@@ -2009,9 +2009,10 @@ class Ledger:
         )
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
-        """What reached the dialer in this slot, or may have."""
+        """What reached the dialer, or may have, in this slot or, by another PC, in one that has begun since."""
         states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
-        return self.mailings(f"slot = ? AND campaign = ? AND state IN ({states})", slot, campaign)
+        where = f"slot BETWEEN ? AND ? AND campaign = ? AND state IN ({states})"
+        return self.mailings(where, slot, max(slot, slot_of(self.clock.now())), campaign)
 
     def settled(self, slot: str) -> set[int]:
         """The numbers of the slot's entries of which it is known what came."""

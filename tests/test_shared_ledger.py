@@ -234,6 +234,21 @@ def test_a_manual_run_beside_the_scheduled_one_of_another_pc(centre: Centre, opt
         centre.delivered("alfa", "beta", "gama")
 
 
+def test_a_run_that_lasts_into_the_next_slot_sends_nothing_after_that_slot_s_mailing(centre: Centre) -> None:
+    """On one PC the next run would have waited; here its mailing is not followed by one of the slot before."""
+    centre.campaign("alfa", 50, pause_s=6)
+    centre.campaigns("beta")
+    centre.settings(QUERY_WORKERS=1)
+    centre.clock.jump(40 * 60)
+    with centre.dialer() as dialer:
+        manual = centre.pc("um").start()
+        centre.until_state("alfa", "claimed")
+        centre.clock.jump(25 * 60, steady_too=True)
+        scheduled = centre.pc("dois").start("--scheduled")
+        assert (manual.wait().code, scheduled.wait().code) == (0, 0), centre.log()
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 2, "beta": 1}
+
+
 def test_two_pcs_that_resend_at_once_resend_once(centre: Centre) -> None:
     centre.campaign("alfa", 50, pause_s=1)
     with centre.dialer():
