@@ -5787,8 +5787,8 @@ def run(
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
-            remove_old_files(settings, ledger, clock)
             try:
+                remove_old_files(settings, ledger, clock)
                 line.settle_leftovers({campaign.name: campaign for campaign in files.campaigns})
             except (DeliveryError, Stopped) as error:
                 line.drops.down = error  # nothing can be delivered: no query runs
