@@ -1990,7 +1990,8 @@ class Ledger:
 
         Raises ClaimLost if this PC does not hold its campaign.
         """
-        rows = [] if self.has_lost else self._execute(sql, values)
+        with self._lock:  # or who waits for it would dial again, in vain, one after the other
+            rows = [] if self.has_lost else self._execute(sql, values)
         if not rows:
             message = text("{campaign}: another PC may be at work on it", campaign=mailing.campaign)
             raise ClaimLost(message, LOST_HINT, wide=True)
@@ -2293,7 +2294,8 @@ class SharedLedger(Ledger):
         }
         set_up = " ".join(f"-c {name}={value}" for name, value in limits.items())
         options: dict[str, Any] = {
-            "connect_timeout": self.settings.connect_timeout_seconds,
+            # nobody looks at the stop while it dials: the watchdog must not find it at that
+            "connect_timeout": min(self.settings.connect_timeout_seconds, LEDGER_ANSWER_S),
             "application_name": f"{PROGRAM} ledger",
             "target_session_attrs": "read-write",  # of several hosts the one that is primary now
             **self.settings.ledger,
@@ -5406,9 +5408,10 @@ class Run:
             self._give_up(campaign, at, error)
         for mailing in self.mailings:
             if mailing.state in UNSETTLED:
-                with contextlib.suppress(ClaimLost):
+                with contextlib.suppress(LocalFault):
                     self._conclude(mailing, error)
-        if self.line.ledger and self.line.ledger.is_shared:
+        ledger = self.line.ledger
+        if ledger and ledger.is_shared and not ledger.has_lost:
             with contextlib.suppress(PipelineError):
                 self._look_again()
         self.line.database.close()

@@ -163,6 +163,22 @@ def test_a_removal_that_was_under_way_when_another_took_over(centre: Centre) -> 
         assert [row["state"] for row in centre.ledger if row["slot"].endswith("10:00")] == ["failed"]
 
 
+def test_a_deadline_that_finds_the_ledger_silent_ends_the_run_in_order(centre: Centre, listener: Listener) -> None:
+    """Dialling it again, one worker after the other, would outlast the watchdog, and nobody would be told."""
+    for n in range(6):
+        centre.campaign(f"c{n}", 50, pause_s=2)
+    centre.settings(ALERT_URLS=f"json://{listener.address}/", QUERY_WORKERS=6)
+    first = centre.pc("um")
+    with centre.dialer():
+        program = first.start(connect_timeout_s=30)
+        centre.until_state("c5", "claimed")
+        first.cut_off(first.to_ledger)
+        centre.clock.jump(51 * 60, steady_too=True)
+        assert program.wait(90).code == 4
+        assert "did not end by itself" not in program.output
+        assert listener.told
+
+
 @pytest.mark.parametrize("from_what", ["the ledger", "the dialer", "both"])
 def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
     centre.campaigns("alfa", "beta", "gama")
