@@ -4658,13 +4658,8 @@ class Line:
                 mailing.state = State.READY
                 return
             assert self.ledger
-            try:
-                with self.stop.turn(self._uploads):  # send, verify: under a temp name
-                    self._retry(lambda: self.send(mailing), campaign.name)
-            except (ConnectionLost, Stopped):
-                if mailing.is_whole:  # and not seen since: a dialer that takes any name may have it
-                    self.ledger.note(mailing, state=State.WITHDRAWING)
-                raise
+            with self.stop.turn(self._uploads):  # send, verify: under a temp name
+                self._retry(lambda: self.send(mailing), campaign.name)
             remarks = self.remarks(campaign, mailing)
             if session:
                 self.judge_moment(campaign)
@@ -4993,13 +4988,21 @@ class Line:
         self.ledger.note(mailing, temp=temp, temp_id=first, temps=mailing.temps + 1)
 
     def taken(self, mailing: Mailing) -> MayBeOut | None:
-        """Take a whole temp away that is not to be published any more; what to say if somebody took it before."""
-        if mailing.state is not State.EXPORTED or not mailing.is_whole or self.drops.down:
+        """Take a whole temp away that is not to be published any more; what to say if somebody took it before.
+
+        Where the server cannot be asked, the next run withdraws it: a dialer that takes any name
+        may have it. A mailing without an entry of ours is left alone: its entry may know more.
+        """
+        if mailing.state is not State.EXPORTED or not mailing.is_whole or not mailing.id:
             return None
+        assert self.ledger
         try:
             return None if self.drops.remove(mailing.part) else gone(mailing.part)
-        except DeliveryError:
-            return None  # drop_temps tries again, and says so
+        except PipelineError as error:
+            answered = isinstance(error, DeliveryError) and not error.wide
+            if not answered or isinstance(error, ConnectionLost):
+                self.ledger.note(mailing, state=State.WITHDRAWING)
+            return None  # where it was refused, drop_temps tries again, and says so
 
     def drop_temps(self, mailing: Mailing) -> None:
         """Remove a mailing's temps; what cannot be removed now, the next run removes."""
@@ -5579,7 +5582,7 @@ class Run:
     ) -> None:
         """The ladder: everything that may go wrong with a mailing ends here.
 
-        Raises ClaimLost alone.
+        Raises what `_conclude` raises.
         """
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
@@ -5636,7 +5639,7 @@ class Run:
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
         """A mailing's outcome, in record, ledger and log.
 
-        Raises ClaimLost alone: it is others' then.
+        Raises ClaimLost: it is others' then; LocalFault if a withdrawal could not be noted.
         """
         line, language = self.line, self.line.settings.language
         if error and mailing.state is State.DELIVERED:

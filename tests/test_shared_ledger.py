@@ -163,6 +163,22 @@ def test_a_removal_that_was_under_way_when_another_took_over(centre: Centre) -> 
         assert [row["state"] for row in centre.ledger if row["slot"].endswith("10:00")] == ["failed"]
 
 
+def test_a_pc_that_gives_up_a_lost_claim_leaves_its_temp_to_whoever_takes_over(centre: Centre) -> None:
+    """The entry says publishing, and the answer was lost: with its temp gone it would look as if the dialer had it."""
+    centre.campaigns("alfa")
+    with centre.dialer():
+        first = centre.pc("um")
+        program = first.start(stop_at="before:DropFolders.rename", constants={"MOST_LOSSES": 1})
+        assert program.wait_until_stopped(), program.output
+        first.to_ledger.silence("down")
+        program.send(signal.SIGCONT)
+        assert program.wait().code == 4, program.output
+        assert [row["state"] for row in centre.ledger] == ["publishing"]
+        assert centre.pc("dois").run("--scheduled").code == 0
+        centre.delivered("alfa")
+        assert centre.leftovers() == []
+
+
 def test_a_deadline_that_finds_the_ledger_silent_ends_the_run_in_order(centre: Centre, listener: Listener) -> None:
     """Dialling it again, one worker after the other, would outlast the watchdog, and nobody would be told."""
     for n in range(6):
