@@ -4594,7 +4594,7 @@ def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> Pipeli
 WITHDRAWN = text(
     "not known whether it was picked up: it was being withdrawn when the connection failed"
 )
-GONE = text("its temp is gone, and what stands under its final name is not it")
+GONE = text("its temp is gone, and it does not stand under its final name")
 IN_DOUBT_HINT = text("the next run looks whether the dialer got it, and never sends it twice")
 UPLOADS = 2  # at a time: beside one that waits for its server's answers, another uses the line
 NOT_OVERWRITTEN = text(
@@ -5628,10 +5628,11 @@ class Run:
 
     def _look_again(self) -> None:
         """What did not come through here another PC may have brought meanwhile."""
+        before = self._settled if self.line.options.resend else set()
         for at, mailing in enumerate(self.mailings):
             if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
-                if found and found[-1].state is State.DELIVERED:
+                if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
                     self.mailings[at] = dataclass_replace(
                         found[-1], state=State.ALREADY, message="", hint="", id=0
                     )
@@ -7820,8 +7821,8 @@ PORTUGUESE: dict[str, str] = {
     "not known whether it was picked up: it was being withdrawn when the connection failed": (
         "não se sabe se foi coletado: estava sendo retirado quando a conexão falhou"
     ),
-    "its temp is gone, and what stands under its final name is not it": (
-        "o arquivo temporário sumiu, e o que está com o nome final não é ele"
+    "its temp is gone, and it does not stand under its final name": (
+        "o arquivo temporário sumiu, e ele não está com o nome final"
     ),
     "the next run looks whether the dialer got it, and never sends it twice": (
         "a próxima execução verifica se o discador o recebeu, e nunca o envia duas vezes"

@@ -292,6 +292,16 @@ def test_two_pcs_that_resend_at_once_resend_once(centre: Centre) -> None:
         centre.delivered("alfa", "alfa", "alfa")
 
 
+def test_a_resend_that_failed_is_not_told_as_delivered(centre: Centre) -> None:
+    """What the slot had before is what was to be sent again."""
+    centre.campaigns("alfa")
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        centre.campaign("alfa", sql="SELECT broken")
+        assert centre.pc("um").run("--resend").code == 4
+        centre.delivered("alfa")
+
+
 def test_a_guard_s_verdict_is_of_all_pcs_and_told_once(centre: Centre, listener: Listener) -> None:
     """The second PC does not run the query again; its run did not end well either, and it tells nobody twice."""
     centre.campaigns("alfa")
