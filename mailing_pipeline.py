@@ -4999,9 +4999,10 @@ class Line:
         try:
             return None if self.drops.remove(mailing.part) else gone(mailing.part)
         except PipelineError as error:
-            answered = isinstance(error, DeliveryError) and not error.wide
-            if not answered or isinstance(error, ConnectionLost):
-                self.ledger.note(mailing, state=State.WITHDRAWING)
+            if error.wide or isinstance(error, (ConnectionLost, Stopped)):
+                self.drop_temps(mailing)
+                if mailing.temps:
+                    self.ledger.note(mailing, state=State.WITHDRAWING)
             return None  # where it was refused, drop_temps tries again, and says so
 
     def drop_temps(self, mailing: Mailing) -> None:
