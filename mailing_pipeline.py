@@ -1990,7 +1990,8 @@ class Ledger:
 
         Raises ClaimLost if this PC does not hold its campaign.
         """
-        rows = [] if self.has_lost else self._execute(sql, values)
+        with self._lock:  # or who waits for it would dial again, in vain, one after the other
+            rows = [] if self.has_lost else self._execute(sql, values)
         if not rows:
             message = text("{campaign}: another PC may be at work on it", campaign=mailing.campaign)
             raise ClaimLost(message, LOST_HINT, wide=True)
@@ -2009,9 +2010,10 @@ class Ledger:
         )
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
-        """What reached the dialer in this slot, or may have."""
+        """What reached the dialer, or may have, in this slot or, by another PC, in one that has begun since."""
         states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
-        return self.mailings(f"slot = ? AND campaign = ? AND state IN ({states})", slot, campaign)
+        where = f"slot BETWEEN ? AND ? AND campaign = ? AND state IN ({states})"
+        return self.mailings(where, slot, max(slot, slot_of(self.clock.now())), campaign)
 
     def settled(self, slot: str) -> set[int]:
         """The numbers of the slot's entries of which it is known what came."""
@@ -2292,7 +2294,8 @@ class SharedLedger(Ledger):
         }
         set_up = " ".join(f"-c {name}={value}" for name, value in limits.items())
         options: dict[str, Any] = {
-            "connect_timeout": self.settings.connect_timeout_seconds,
+            # nobody looks at the stop while it dials: the watchdog must not find it at that
+            "connect_timeout": min(self.settings.connect_timeout_seconds, LEDGER_ANSWER_S),
             "application_name": f"{PROGRAM} ledger",
             "target_session_attrs": "read-write",  # of several hosts the one that is primary now
             **self.settings.ledger,
@@ -4597,7 +4600,7 @@ def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> Pipeli
 WITHDRAWN = text(
     "not known whether it was picked up: it was being withdrawn when the connection failed"
 )
-GONE = text("its temp is gone, and what stands under its final name is not it")
+GONE = text("its temp is gone, and it does not stand under its final name")
 IN_DOUBT_HINT = text("the next run looks whether the dialer got it, and never sends it twice")
 UPLOADS = 2  # at a time: beside one that waits for its server's answers, another uses the line
 NOT_OVERWRITTEN = text(
@@ -4661,13 +4664,8 @@ class Line:
                 mailing.state = State.READY
                 return
             assert self.ledger
-            try:
-                with self.stop.turn(self._uploads):  # send, verify: under a temp name
-                    self._retry(lambda: self.send(mailing), campaign.name)
-            except (ConnectionLost, Stopped):
-                if mailing.is_whole:  # and not seen since: a dialer that takes any name may have it
-                    self.ledger.note(mailing, state=State.WITHDRAWING)
-                raise
+            with self.stop.turn(self._uploads):  # send, verify: under a temp name
+                self._retry(lambda: self.send(mailing), campaign.name)
             remarks = self.remarks(campaign, mailing)
             if session:
                 self.judge_moment(campaign)
@@ -4996,13 +4994,22 @@ class Line:
         self.ledger.note(mailing, temp=temp, temp_id=first, temps=mailing.temps + 1)
 
     def taken(self, mailing: Mailing) -> MayBeOut | None:
-        """Take a whole temp away that is not to be published any more; what to say if somebody took it before."""
-        if mailing.state is not State.EXPORTED or not mailing.is_whole or self.drops.down:
+        """Take a whole temp away that is not to be published any more; what to say if somebody took it before.
+
+        Where the server cannot be asked, the next run withdraws it: a dialer that takes any name
+        may have it. A mailing without an entry of ours is left alone: its entry may know more.
+        """
+        if mailing.state is not State.EXPORTED or not mailing.is_whole or not mailing.id:
             return None
+        assert self.ledger
         try:
             return None if self.drops.remove(mailing.part) else gone(mailing.part)
-        except DeliveryError:
-            return None  # drop_temps tries again, and says so
+        except PipelineError as error:
+            if error.wide or isinstance(error, (ConnectionLost, Stopped)):
+                self.drop_temps(mailing)
+                if mailing.temps:
+                    self.ledger.note(mailing, state=State.WITHDRAWING)
+            return None  # where it was refused, drop_temps tries again, and says so
 
     def drop_temps(self, mailing: Mailing) -> None:
         """Remove a mailing's temps; what cannot be removed now, the next run removes."""
@@ -5411,9 +5418,10 @@ class Run:
             self._give_up(campaign, at, error)
         for mailing in self.mailings:
             if mailing.state in UNSETTLED:
-                with contextlib.suppress(ClaimLost):
+                with contextlib.suppress(LocalFault):
                     self._conclude(mailing, error)
-        if self.line.ledger and self.line.ledger.is_shared:
+        ledger = self.line.ledger
+        if ledger and ledger.is_shared and not ledger.has_lost:
             with contextlib.suppress(PipelineError):
                 self._look_again()
         self.line.database.close()
@@ -5581,7 +5589,7 @@ class Run:
     ) -> None:
         """The ladder: everything that may go wrong with a mailing ends here.
 
-        Raises ClaimLost alone.
+        Raises what `_conclude` raises.
         """
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
@@ -5627,10 +5635,11 @@ class Run:
 
     def _look_again(self) -> None:
         """What did not come through here another PC may have brought meanwhile."""
+        before = self._settled if self.line.options.resend else set()
         for at, mailing in enumerate(self.mailings):
             if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
-                if found and found[-1].state is State.DELIVERED:
+                if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
                     self.mailings[at] = dataclass_replace(
                         found[-1], state=State.ALREADY, message="", hint="", id=0
                     )
@@ -5638,7 +5647,7 @@ class Run:
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
         """A mailing's outcome, in record, ledger and log.
 
-        Raises ClaimLost alone: it is others' then.
+        Raises ClaimLost: it is others' then; LocalFault if a withdrawal could not be noted.
         """
         line, language = self.line, self.line.settings.language
         if error and mailing.state is State.DELIVERED:
@@ -5792,8 +5801,8 @@ def run(
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
-            remove_old_files(settings, ledger, clock)
             try:
+                remove_old_files(settings, ledger, clock)
                 line.settle_leftovers({campaign.name: campaign for campaign in files.campaigns})
             except (DeliveryError, Stopped) as error:
                 line.drops.down = error  # nothing can be delivered: no query runs
@@ -7820,8 +7829,8 @@ PORTUGUESE: dict[str, str] = {
     "not known whether it was picked up: it was being withdrawn when the connection failed": (
         "não se sabe se foi coletado: estava sendo retirado quando a conexão falhou"
     ),
-    "its temp is gone, and what stands under its final name is not it": (
-        "o arquivo temporário sumiu, e o que está com o nome final não é ele"
+    "its temp is gone, and it does not stand under its final name": (
+        "o arquivo temporário sumiu, e ele não está com o nome final"
     ),
     "the next run looks whether the dialer got it, and never sends it twice": (
         "a próxima execução verifica se o discador o recebeu, e nunca o envia duas vezes"

@@ -424,3 +424,21 @@ def test_a_whole_temp_that_is_gone_when_a_late_mailing_s_temp_is_dropped_is_in_d
         rig.run()
         rig.delivered(settled=False)
         assert rig.states() == {"alfa": "in doubt"}
+
+
+def test_a_whole_temp_that_is_gone_when_the_server_cannot_be_asked_is_in_doubt(rig: Rig) -> None:
+    """48, 75: a dialer that takes any name took it, and the line was lost before the rename was asked for."""
+    rig.campaign("alfa", ROWS)
+    with rig.sftp_line() as line, rig.dialer():
+        program = rig.start(stop_at="before:Line.publish")
+        assert program.wait_until_stopped()
+        for temp in rig.stage.drop("alfa").iterdir():
+            temp.unlink()
+        line.cut()
+        line.refuse()
+        program.send(signal.SIGCONT)
+        program.wait()
+        line.accept()
+        rig.run()
+        rig.delivered(settled=False)
+        assert rig.states() == {"alfa": "in doubt"}

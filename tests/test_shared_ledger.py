@@ -163,6 +163,38 @@ def test_a_removal_that_was_under_way_when_another_took_over(centre: Centre) -> 
         assert [row["state"] for row in centre.ledger if row["slot"].endswith("10:00")] == ["failed"]
 
 
+def test_a_pc_that_gives_up_a_lost_claim_leaves_its_temp_to_whoever_takes_over(centre: Centre) -> None:
+    """The entry says publishing, and the answer was lost: with its temp gone it would look as if the dialer had it."""
+    centre.campaigns("alfa")
+    with centre.dialer():
+        first = centre.pc("um")
+        program = first.start(stop_at="before:DropFolders.rename", constants={"MOST_LOSSES": 1})
+        assert program.wait_until_stopped(), program.output
+        first.to_ledger.silence("down")
+        program.send(signal.SIGCONT)
+        assert program.wait().code == 4, program.output
+        assert [row["state"] for row in centre.ledger] == ["publishing"]
+        assert centre.pc("dois").run("--scheduled").code == 0
+        centre.delivered("alfa")
+        assert centre.leftovers() == []
+
+
+def test_a_deadline_that_finds_the_ledger_silent_ends_the_run_in_order(centre: Centre, listener: Listener) -> None:
+    """Dialling it again, one worker after the other, would outlast the watchdog, and nobody would be told."""
+    for n in range(6):
+        centre.campaign(f"c{n}", 50, pause_s=2)
+    centre.settings(ALERT_URLS=f"json://{listener.address}/", QUERY_WORKERS=6)
+    first = centre.pc("um")
+    with centre.dialer():
+        program = first.start(connect_timeout_s=30)
+        centre.until_state("c5", "claimed")
+        first.cut_off(first.to_ledger)
+        centre.clock.jump(51 * 60, steady_too=True)
+        assert program.wait(90).code == 4
+        assert "did not end by itself" not in program.output
+        assert listener.told
+
+
 @pytest.mark.parametrize("from_what", ["the ledger", "the dialer", "both"])
 def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
     centre.campaigns("alfa", "beta", "gama")
@@ -234,6 +266,21 @@ def test_a_manual_run_beside_the_scheduled_one_of_another_pc(centre: Centre, opt
         centre.delivered("alfa", "beta", "gama")
 
 
+def test_a_run_that_lasts_into_the_next_slot_sends_nothing_after_that_slot_s_mailing(centre: Centre) -> None:
+    """On one PC the next run would have waited; here its mailing is not followed by one of the slot before."""
+    centre.campaign("alfa", 50, pause_s=6)
+    centre.campaigns("beta")
+    centre.settings(QUERY_WORKERS=1)
+    centre.clock.jump(40 * 60)
+    with centre.dialer() as dialer:
+        manual = centre.pc("um").start()
+        centre.until_state("alfa", "claimed")
+        centre.clock.jump(25 * 60, steady_too=True)
+        scheduled = centre.pc("dois").start("--scheduled")
+        assert (manual.wait().code, scheduled.wait().code) == (0, 0), centre.log()
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 2, "beta": 1}
+
+
 def test_two_pcs_that_resend_at_once_resend_once(centre: Centre) -> None:
     centre.campaign("alfa", 50, pause_s=1)
     with centre.dialer():
@@ -243,6 +290,16 @@ def test_two_pcs_that_resend_at_once_resend_once(centre: Centre) -> None:
         centre.delivered("alfa", "alfa")
         assert centre.pc("dois").run("--resend").code == 0
         centre.delivered("alfa", "alfa", "alfa")
+
+
+def test_a_resend_that_failed_is_not_told_as_delivered(centre: Centre) -> None:
+    """What the slot had before is what was to be sent again."""
+    centre.campaigns("alfa")
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        centre.campaign("alfa", sql="SELECT broken")
+        assert centre.pc("um").run("--resend").code == 4
+        centre.delivered("alfa")
 
 
 def test_a_guard_s_verdict_is_of_all_pcs_and_told_once(centre: Centre, listener: Listener) -> None:
