@@ -2237,9 +2237,13 @@ class SharedLedger(Ledger):
             raise SettingsFault(text(template, seconds=wrong_s))
         for latest in self.mailings("id = (SELECT max(id) FROM mailings)"):
             then = datetime.fromisoformat(latest.changed)
-            if then.utcoffset() != then.astimezone().utcoffset():
+            is_recent = now - then < timedelta(
+                days=1
+            )  # a zone that was wrong once can be set right
+            if is_recent and then.utcoffset() != then.astimezone().utcoffset():
                 template = (
-                    "this PC and {pc} have different time zones; nothing was sent. Set the zone"
+                    "this PC's time zone is not that of the latest entry, by {pc}; nothing was sent. "
+                    "Set the zone; where the entry's was wrong, wait a day"
                 )
                 raise SettingsFault(text(template, pc=latest.pc))
 
@@ -7521,8 +7525,12 @@ PORTUGUESE: dict[str, str] = {
     "{campaign}: the ledger could not note it: {reason}": (
         "{campaign}: o registro de entregas não pôde anotar: {reason}"
     ),
-    "this PC and {pc} have different time zones; nothing was sent. Set the zone": (
-        "este computador e {pc} têm fusos horários diferentes; nada foi enviado. Acerte o fuso"
+    (
+        "this PC's time zone is not that of the latest entry, by {pc}; nothing was sent. Set "
+        "the zone; where the entry's was wrong, wait a day"
+    ): (
+        "o fuso horário deste computador não é o da última entrada, de {pc}; nada foi enviado. "
+        "Acerte o fuso; se o da entrada estava errado, espere um dia"
     ),
     "SFTP at {where}: no {name} in common; the server offers {offered}": (
         "SFTP em {where}: nada em comum em {name}; o servidor oferece {offered}"
