@@ -26,7 +26,7 @@ Promises
     7. No password, phone, CPF or row appears in a log or message.
 
 How it is built
-    `Run.plan` finds the campaigns that are due. A worker claims one after the other, and takes each mailing from
+    `Run.plan` finds the campaigns of the slot. A worker claims one after the other, and takes each mailing from
     its query to its final name, in one straight line, `Line.bring`:
 
         read, treat, write -> judge -> send, verify -> commit -> publish -> note

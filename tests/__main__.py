@@ -21,6 +21,6 @@ if __name__ == "__main__":
         raise SystemExit(f"The tests cannot run: {fault}") from None
     import pytest
 
-    # Three at a time on CI's two cores, a file being the work of one: most tests wait for servers.
-    at_a_time = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # Two at a time, a file being the work of one: two cores are what CI has.
+    at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     raise SystemExit(pytest.main([str(HERE), *at_a_time, *sys.argv[1:]]))

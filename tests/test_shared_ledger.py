@@ -173,7 +173,8 @@ def test_a_pc_that_gives_up_a_lost_claim_leaves_its_temp_to_whoever_takes_over(c
         first.to_ledger.silence("down")
         program.send(signal.SIGCONT)
         assert program.wait().code == 4, program.output
-        assert [row["state"] for row in centre.ledger] == ["publishing"]
+        # Where the session's beat was under way the note did not even get to the ledger.
+        assert [row["state"] for row in centre.ledger] in (["publishing"], ["exported"])
         assert centre.pc("dois").run("--scheduled").code == 0
         centre.delivered("alfa")
         assert centre.leftovers() == []

@@ -483,7 +483,7 @@ def test_ctrl_c_while_python_itself_starts_ends_it_before_anything_has_begun(
     for stage, run in zip(stages, runs, strict=True):
         run.press()
         has_begun = stage.output.exists()
-        assert run.code in ((0, 4) if has_begun else (0, 1, 0xC000013A)), run.said
+        assert run.code in ((0, 4) if has_begun else (0, 1, 4, 0xC000013A)), run.said
         assert len(stage.files("pronta")) == int(has_begun and run.code == 0)
 
 
@@ -499,8 +499,9 @@ def test_two_processes_append_to_one_log_and_no_line_of_theirs_is_broken(
     go.touch()
     for writer in writers:
         python.said(writer)
-    lines = re.findall(r"^(?:one|two) \d{4} x{100}$", log.read_text(), re.MULTILINE)
-    assert 1800 <= len(lines) <= 2000
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"(?:one|two) \d{4} x{100}", line)] == []
+    assert 1000 < len(lines) <= 2000  # how many are lost is chance
 
 
 def test_the_run_after_ctrl_c_delivers_only_what_is_missing(stopped: dict[str, SimpleNamespace]) -> None:
