@@ -5599,6 +5599,8 @@ class Run:
         mailing.began_s = clock.steady_s()
         try:
             if line.drops.down:
+                # Where both are down that is told as the database, whichever was found first.
+                line._reach(line.database, "database")
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
             self._conclude(mailing, None)
@@ -6946,6 +6948,49 @@ class LineFormatter(logging.Formatter):
         return f"{time} {record.levelname} {told}"
 
 
+LOG_LOCK_AT = 1 << 30  # far behind the last line: nobody is kept from reading
+LOG_LOCK_S = 1
+
+
+class DayLog(logging.FileHandler):
+    """The log of a day, to which two runs may write at once.
+
+    On Windows appending is two steps, seeking the end and writing: a lock keeps others out meanwhile.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.platform != "win32":
+            return super().emit(record)
+        file = self.stream.fileno()
+        held = lock_byte(file)
+        super().emit(record)
+        if held:
+            unlock_byte(file)
+
+
+def lock_byte(file: int) -> bool:
+    """Lock a byte of a file against other processes, on Windows; False if they do not let go of it."""
+    import msvcrt
+
+    until_s = time.monotonic() + LOG_LOCK_S
+    while time.monotonic() < until_s:
+        with contextlib.suppress(OSError):
+            os.lseek(file, LOG_LOCK_AT, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def unlock_byte(file: int) -> None:
+    """Let go of it."""
+    import msvcrt
+
+    with contextlib.suppress(OSError):
+        os.lseek(file, LOG_LOCK_AT, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     """Log to one file a day, by name: renaming a log that is open elsewhere fails on Windows.
 
@@ -6958,7 +7003,7 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(started)  # a full disk shows here; logging would swallow it
-        log.handlers = [logging.FileHandler(path, encoding="utf-8")]
+        log.handlers = [DayLog(path, encoding="utf-8")]
     except OSError as error:
         reason = foreign(error.strerror)
         fault = text(

@@ -2,7 +2,7 @@
 
 probe PROJECT CONFIG FOLDER   calls the program's own functions and prints what came of each as one JSON object
 hold HELD RELEASE SHARE PATH …  opens each path as another program would and makes the file HELD; until RELEASE appears
-log NAME LOG GO               when the file GO appears, writes a thousand lines to a log as fast as it can
+log PROJECT NAME LOG GO       when the file GO appears, writes a thousand lines to a log as fast as it can
 press KEY GO COMMAND…         starts a command on a console of its own; when the file GO appears, presses a key there
 """
 
@@ -91,8 +91,11 @@ def press(key: str, go: str, *command: str) -> None:
     print(json.dumps({"code": process.wait(), "seconds": seconds, "said": said}))
 
 
-def write_log(name: str, path: str, go: str) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
+def write_log(project: str, name: str, path: str, go: str) -> None:
+    sys.path.insert(0, project)
+    import mailing_pipeline
+
+    handler = mailing_pipeline.DayLog(path, encoding="utf-8")
     Path(f"{go}.{name}").touch()
     wait_for(go)
     for number in range(1000):
