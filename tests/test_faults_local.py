@@ -234,6 +234,27 @@ def test_a_pc_that_slept_for_hours_publishes_nothing_of_what_it_read_before(
         rig.delivered("alfa")
 
 
+def test_hours_that_end_while_a_rename_waits_for_its_connection_end_it(rig: Rig) -> None:
+    """30: the clock is asked once the request can go out, not before the wait for a channel."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.clock.set(datetime(2026, 12, 22, 10, 40))
+    with rig.sftp_line() as line, rig.dialer():
+        program = rig.start(stop_at="before:DropFolders.rename", connect_timeout_s=20)
+        assert program.wait_until_stopped()
+        dialled = line.accepted
+        line.cut()
+        line.delay(0.2)  # the new login takes a while
+        program.send(signal.SIGCONT)
+        until(lambda: line.accepted > dialled, "it dials again")
+        rig.clock.jump(25 * 60)
+        line.delay(0)
+        assert program.wait().code == 4, program.output
+        rig.delivered()
+        assert rig.states() == {"alfa": "held"}
+        assert rig.run().code == 0
+        assert rig.leftovers() == []
+
+
 def test_hours_that_end_between_the_look_at_a_doubt_and_its_rename_leave_none(rig: Rig) -> None:
     """30, 53: the first rename was lost, and the second one comes too late: its temp is withdrawn."""
     rig.campaign("alfa", hours="08:00-10:00")
