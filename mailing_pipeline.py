@@ -4362,18 +4362,18 @@ class DropFolders:
         self,
         temp: PurePosixPath,
         final: PurePosixPath,
-        why_late: Callable[[], PipelineError | None] = lambda: None,
+        objection: Callable[[], PipelineError | None] = lambda: None,
     ) -> None:
         """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it.
 
-        why_late: asked last, for dialling and waiting for a channel take time; what it answers is
-        raised.
+        objection: asked last, with a channel in hand, since dialling and waiting for one take time;
+        what it answers is raised, and nothing was asked for.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
         try:
             with self._client() as client, self._translated(doing, refused=refused):
-                late = why_late()
+                late = objection()
                 if not late:
                     client.rename(str(temp), str(final))
         except DeliveryError as error:
@@ -4686,7 +4686,7 @@ class Line:
 
         Returns the session of a query that writes, which stays open in `writing`; else None.
         """
-        self._reach(self.database, "database")
+        self.reach(self.database, "database")
         with contextlib.ExitStack() as reading:
             session = reading.enter_context(self.database.session(campaign))
             columns = session.columns(campaign.select)
@@ -4757,7 +4757,7 @@ class Line:
         or in the next run. A temp that was acknowledged whole is looked for, never sent again
         blindly.
         """
-        self._reach(self.drops, "SFTP")
+        self.reach(self.drops, "SFTP")
         if not mailing.is_whole:
             self.drops.check_folder(mailing.folder)
             if self.drops.size(mailing.final) is not None:
@@ -4941,7 +4941,7 @@ class Line:
         assert self.ledger
         leftovers = self.ledger.unsettled(name)
         if leftovers:
-            self._reach(self.drops, "SFTP")
+            self.reach(self.drops, "SFTP")
         for mailing in leftovers:
             try:
                 self._settle_leftover(mailing, campaign)
@@ -5034,7 +5034,7 @@ class Line:
     def _retry(self, action: Callable[[], T], who: str) -> T:
         return retry(action, self.settings.retry_policy, self.stop, who)
 
-    def _reach(self, server: Database | DropFolders, who: str) -> None:
+    def reach(self, server: Database | DropFolders, who: str) -> None:
         """First contact with a server: one retry budget for all campaigns, whoever comes first."""
         with self._first_contact[id(server)]:
             if server.down:
@@ -5600,7 +5600,7 @@ class Run:
         try:
             if line.drops.down:
                 # Where both are down that is told as the database, whichever was found first.
-                line._reach(line.database, "database")
+                line.reach(line.database, "database")
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
             self._conclude(mailing, None)
@@ -5689,7 +5689,7 @@ class Run:
 
     def _log_in(self) -> None:
         try:
-            self.line._reach(self.line.drops, "SFTP")
+            self.line.reach(self.line.drops, "SFTP")
         except PipelineError as error:
             log.error(error.message)
         except Exception as error:
