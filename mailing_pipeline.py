@@ -1750,6 +1750,7 @@ class PastRun:
 # --------------------------------------------------------------------------------------------------
 
 LEDGER_VERSION = 3
+IN_MEMORY = Path(":memory:")
 PC = socket.gethostname()
 LEDGER_SQL = """
 CREATE TABLE IF NOT EXISTS mailings (
@@ -1807,9 +1808,9 @@ ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 class Ledger:
     """The record of deliveries, kept across runs and crashes; what is noted is on the disk before a call returns.
 
-    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL. looks: nothing is
-    to be noted, so that a ledger that cannot be written will do. Raises SettingsFault when it is
-    opened, LocalFault afterwards.
+    This is one PC's, in SQLite; SharedLedger is that of several, in PostgreSQL; a rehearsal's is
+    IN_MEMORY. looks: nothing is to be noted, so that a ledger that cannot be written will do.
+    Raises SettingsFault when it is opened, LocalFault afterwards.
     """
 
     is_shared = False
@@ -1854,7 +1855,7 @@ class Ledger:
         is_new = not self._db.execute(
             "SELECT 1 FROM sqlite_master WHERE name = 'mailings'"
         ).fetchone()
-        if is_new:
+        if is_new and self.path != IN_MEMORY:
             self._refuse_beside_mailings()
         if version > LEDGER_VERSION:
             raise SettingsFault(
@@ -2026,7 +2027,7 @@ class Ledger:
     def verdicts_elsewhere(self, slot: str, campaign: str) -> list[Mailing]:
         """That other PCs brought it as far as its guards in this slot, which answers for this PC too."""
         return self.mailings(
-            "slot = ? AND campaign = ? AND pc <> ? AND state IN ('held', 'empty')",
+            "slot = ? AND campaign = ? AND pc NOT IN ('', ?) AND state IN ('held', 'empty')",
             slot,
             campaign,
             PC,
@@ -2155,7 +2156,7 @@ class SharedLedger(Ledger):
         self._session: psycopg.Connection[dict[str, Any]] | None = None
         self._limit_s = 0.0  # by when PostgreSQL must have answered
         try:
-            if self._execute("SELECT to_regclass('mailings') AS table", ())[0]["table"] is None:
+            if self._value("to_regclass('mailings')") is None:
                 self._execute(SHARED_LEDGER_SQL, ())
             self._check_version()
             if not looks:
@@ -2193,19 +2194,11 @@ class SharedLedger(Ledger):
         )
         self._execute(f"BEGIN; INSERT INTO mailings {values}; ROLLBACK", ())
         told = text("shared, in PostgreSQL at {where}", where=self.where)
-        waits = self._execute("SELECT current_setting('synchronous_standby_names') AS names", ())[
-            0
-        ]["names"]
+        waits = self._value("current_setting('synchronous_standby_names')")
         if "," not in self.settings.ledger.get("host", "") or waits:
             return told
-        return in_a_row(
-            [
-                told,
-                text(
-                    "set synchronous_standby_names there, or a failover forgets the last deliveries"
-                ),
-            ]
-        )
+        hint = "set synchronous_standby_names there, or a failover forgets the last deliveries"
+        return in_a_row([told, text(hint)])
 
     def still_ours(self, mailing: Mailing) -> None:
         gone_s = (self.clock.now() - datetime.fromisoformat(mailing.changed)).total_seconds()
@@ -2217,29 +2210,25 @@ class SharedLedger(Ledger):
             raise ClaimLost(message, LOST_HINT, wide=True)
 
     def _check_version(self) -> None:
-        version = self._execute("SELECT obj_description('mailings'::regclass) AS version", ())[0][
-            "version"
-        ]
-        if version != str(LEDGER_VERSION):
+        if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
             raise SettingsFault(
                 text("{path}: the ledger is of another version of this program", path=self.where)
             )
 
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
-        now, theirs = (
+        now, theirs_s = (
             self.clock.now(),
-            self._execute("SELECT extract(epoch FROM clock_timestamp())::float AS s", ()),
+            self._value("extract(epoch FROM clock_timestamp())::float"),
         )
-        wrong_s = round(now.timestamp() - theirs[0]["s"])
+        wrong_s = round(now.timestamp() - theirs_s)
         if abs(wrong_s) > CLOCK_TOLERANCE_S:
             template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
             raise SettingsFault(text(template, seconds=wrong_s))
         for latest in self.mailings("id = (SELECT max(id) FROM mailings)"):
             then = datetime.fromisoformat(latest.changed)
-            is_recent = now - then < timedelta(
-                days=1
-            )  # a zone that was wrong once can be set right
+            # a zone that was wrong once can be set right
+            is_recent = now - then < timedelta(days=1)
             if is_recent and then.utcoffset() != then.astimezone().utcoffset():
                 template = (
                     "this PC's time zone is not that of the latest entry, by {pc}; nothing was sent. "
@@ -2247,11 +2236,15 @@ class SharedLedger(Ledger):
                 )
                 raise SettingsFault(text(template, pc=latest.pc))
 
+    def _value(self, expression: str) -> Any:
+        """What the server says of an expression."""
+        return self._execute(f"SELECT {expression} AS value", ())[0]["value"]
+
     def _beat(self) -> None:
         while not self._closed.wait(LEDGER_BEAT_S):
             with self._lock, contextlib.suppress(PipelineError):
                 if not self.has_lost:
-                    self._execute("SELECT 1", ())
+                    self._value("1")
 
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         import psycopg
@@ -2274,11 +2267,8 @@ class SharedLedger(Ledger):
             except psycopg.Error as error:
                 if self._session:
                     self._session.close()
-                names = [
-                    value
-                    for key, value in self.settings.ledger.items()
-                    if key in ("user", "dbname")
-                ]
+                own = self.settings.ledger
+                names = [own[key] for key in ("user", "dbname") if key in own]
                 # a wrong password stays wrong
                 tries = connect_error(str(error), self.where, names=names).tries
                 raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
@@ -2946,16 +2936,48 @@ def login_notes(pgconn: PGconn) -> list[Text]:
     return notes
 
 
-class Database:
+class Server:
+    """One of the two servers that a run needs.
+
+    The first contact is one retry budget for all campaigns, whoever comes first.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        self.settings, self.stop = settings, stop
+        self.down: PipelineError | None = None  # once a whole retry budget was spent on it
+        self._first_contact, self._is_reached = threading.Lock(), False
+
+    def open(self) -> None:
+        """Connect, unless that was done."""
+        raise NotImplementedError
+
+    def reach(self) -> None:
+        """See that it can be used. Raises why not."""
+        with self._first_contact:
+            if self.down:
+                raise self.down
+            if not self._is_reached:
+                try:
+                    retry(self.open, self.settings.retry_policy, self.stop, self.name)
+                except PipelineError as error:
+                    self.down = error
+                    raise
+                self._is_reached = True
+
+
+class Database(Server):
     """The sessions of one run, and the snapshot that all its queries read.
 
     One session, the holder, exports the snapshot and stays open; the others import it. They all go
     to the host that the holder reached, since a snapshot lives on one server.
     """
 
+    name = "database"
+
     def __init__(self, settings: Settings, stop: Stop) -> None:
-        self.settings, self.stop = settings, stop
-        self.down: PipelineError | None = None  # once a whole retry budget was spent on it
+        super().__init__(settings, stop)
         self._lock = threading.RLock()
         self._sessions: Pool[Session] = Pool(stop, text("database sessions"))
         self._holder: Session | None = None
@@ -3886,7 +3908,7 @@ class SftpLogin:
         transport = self.dialled()
         if not transport.is_authenticated():
             with self._closed_after_errors():
-                log_in(transport, self.settings, self.where)
+                self._log_in(transport)
         return transport
 
     def close(self) -> None:
@@ -3984,61 +4006,55 @@ class SftpLogin:
                 )
                 raise DeliveryError(message, hint, wide=True)
 
+    def _log_in(self, transport: Any) -> None:
+        """Log in by what config.env has, each method once, as the server asks for them.
 
-def log_in(transport: Any, settings: Settings, where: str) -> None:
-    """Log in by what config.env has, each method once, as the server asks for them.
+        Some want two of them.
+        """
+        import paramiko
 
-    Some want two of them.
-    """
-    import paramiko
+        ways = self._ways(transport)
+        wanted: Sequence[str] = ()
+        while not transport.is_authenticated():
+            method = next((method for method in ways if not wanted or method in wanted), None)
+            if not method:
+                raise self._wants(", ".join(wanted))
+            was_asked_for, way = method in wanted, ways.pop(method)
+            try:
+                wanted = way()
+            except paramiko.BadAuthenticationType as error:
+                if not any(error.allowed_types):  # refused, and no other way is left
+                    raise
+                wanted = error.allowed_types
+                if not was_asked_for:
+                    ways[method] = way  # not now, perhaps later
 
-    user, password = settings.sftp_user, settings.sftp_password
-    ways: dict[str, Callable[[], Sequence[str]]] = {}
-    if settings.sftp_key_file:
-        ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
-    if password:
-        ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
-        answers = functools.partial(answer, settings, where, [])
-        ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answers)
-    wanted: Sequence[str] = ()
-    while not transport.is_authenticated():
-        method = next((method for method in ways if not wanted or method in wanted), None)
-        if not method:
-            raise wants_more(settings, where, ", ".join(wanted))
-        was_asked_for, way = method in wanted, ways.pop(method)
-        try:
-            wanted = way()
-        except paramiko.BadAuthenticationType as error:
-            if not any(error.allowed_types):  # refused, and no other way is left
-                raise
-            wanted = error.allowed_types
-            if not was_asked_for:
-                ways[method] = way  # not now, perhaps later
+    def _ways(self, transport: Any) -> dict[str, Callable[[], Sequence[str]]]:
+        """The methods for which config.env has something."""
+        settings, asked = self.settings, list[str]()
+        user, password = settings.sftp_user, settings.sftp_password
 
+        def answer(_title: str, _text: str, fields: Sequence[tuple[str, bool]]) -> list[str]:
+            """What a server that asks questions gets: the password to the first one."""
+            asked.extend(question for question, _ in fields)
+            if len(asked) > 1:  # a one-time code, or a new password in place of an expired one
+                raise self._wants(asked[-1])
+            return [password] * len(fields)
 
-def answer(
-    settings: Settings,
-    where: str,
-    asked: list[str],
-    _title: str,
-    _instructions: str,
-    fields: Sequence[tuple[str, bool]],
-) -> list[str]:
-    """What a server that asks questions gets: the password to the first one.
+        ways: dict[str, Callable[[], Sequence[str]]] = {}
+        if settings.sftp_key_file:
+            ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
+        if password:
+            ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
+            ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answer)
+        return ways
 
-    Raises DeliveryError for a second one.
-    """
-    asked += [question for question, _ in fields]
-    if len(asked) > 1:  # a one-time code, or a new password in place of one that has expired
-        raise wants_more(settings, where, asked[-1])
-    return [settings.sftp_password] * len(fields)
-
-
-def wants_more(settings: Settings, where: str, what: str) -> DeliveryError:
-    """A login that cannot be served unattended, or lacks a setting."""
-    what = foreign(what, settings.secrets)  # a question may quote the answer to the one before
-    message = text("SFTP at {where}: login: the server also wants {what}", where=where, what=what)
-    return DeliveryError(message, UNATTENDED, wide=True)
+    def _wants(self, what: str) -> DeliveryError:
+        """A login that cannot be served unattended, or lacks a setting."""
+        # a question may quote the answer to the one before
+        what = foreign(what, self.settings.secrets)
+        template = "SFTP at {where}: login: the server also wants {what}"
+        return DeliveryError(text(template, where=self.where, what=what), UNATTENDED, wide=True)
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -4244,21 +4260,22 @@ def gone(temp: PurePosixPath) -> MayBeOut:
     return MayBeOut(message, text("set SFTP_STAGING_DIR: something takes files of any name"))
 
 
-class DropFolders:
+class DropFolders(Server):
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
     Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says
     that nobody knows whether the request was carried out.
     """
 
+    name = "SFTP"
+
     def __init__(self, settings: Settings, stop: Stop) -> None:
-        self.settings, self.stop = settings, stop
-        self.down: PipelineError | None = None  # once a whole retry budget was spent on it
+        super().__init__(settings, stop)
         self._login = SftpLogin(settings)
         self.close, self.shut = self._login.close, self._login.shut
         self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
         self._longest_write = 0  # of this server; 0: not known yet
-        self._served: object = None  # the connection that has had a channel
+        self._has_served = False  # this login has had SFTP in this run
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
@@ -4447,31 +4464,25 @@ class DropFolders:
 
     def _take(self) -> Any:
         """A channel on the connection of this moment, which is made where there is none."""
-        with self._channels.changed:  # one thread dials, the others wait
+        with self._channels.changed:
             if self.down:
                 raise self.down
             if not self._login.is_up:
                 self._channels.empty()
-            with self._translated(text("login"), self._login.where):
-                transport = self._login.logged_in()
         try:
-            return self._channels.take(lambda: self._open_channel(transport))
+            return self._channels.take(self._open_channel)
         except DeliveryError:
             self._close_unused()
             raise
 
     def _give_back(self, client: Any, sound: bool) -> None:
         channel = client.get_channel()
-        transport = channel.get_transport() if channel else None
-        sound = (
-            sound
-            and channel is not None
-            and transport is self._login.transport
-            and not channel.closed
-        )
+        is_current = channel and channel.get_transport() is self._login.transport
+        sound = sound and is_current and not channel.closed
         self._channels.give_back(client, sound)
         if not sound and channel:
             break_off(channel)
+        if not sound and is_current:  # or it would be another thread's new connection
             self._close_unused()
 
     def _close_unused(self) -> None:
@@ -4493,25 +4504,31 @@ class DropFolders:
         except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
 
-    def _open_channel(self, transport: Any) -> Any:
-        """A new channel with SFTP on it.
+    def _open_channel(self) -> Any:
+        """A new channel with SFTP on it. It is counted already: nobody closes its connection.
 
         A refusal leaves the connection sound: the server has no more of them, or none at all.
         """
-        has_served = transport is self._served
-        doing = text("a new channel") if has_served else text("logged in, but SFTP does not start")
+        with (
+            self._channels.changed,  # one thread dials, the others wait
+            self._translated(text("login"), self._login.where),
+        ):
+            transport = self._login.logged_in()
+        doing = text("logged in, but SFTP does not start")
+        if self._has_served:
+            doing = text("a new channel")
         try:
             with self._translated(doing, self._login.where):
                 client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
-            if not has_served:
+            if not self._has_served:
                 error.hint, error.tries = NO_SFTP, ONCE_MORE
             if not transport.is_active():
                 raise
-            fault = DeliveryError(error.message, NO_SFTP, tries=ONCE_MORE, wide=True)
+            fault = DeliveryError(error.message, error.hint, tries=ONCE_MORE, wide=True)
             fault.scarce = True
             raise fault from error
-        self._served = transport
+        self._has_served = True
         return client
 
 
@@ -4630,20 +4647,13 @@ class Line:
     """The straight line, which every worker walks with one mailing at a time, and the four things they share.
 
     Four things: the database, the drop folders, the ledger, the stop. In a --dry-run the line ends
-    before anything is sent, and there is no ledger to note anything in.
+    before anything is sent.
     """
 
-    def __init__(
-        self, settings: Settings, options: Options, stop: Stop, ledger: Ledger | None
-    ) -> None:
+    def __init__(self, settings: Settings, options: Options, stop: Stop, ledger: Ledger) -> None:
         self.settings, self.options, self.stop, self.ledger = settings, options, stop, ledger
         self.slot = slot_of(stop.start)
         self.database, self.drops = Database(settings, stop), DropFolders(settings, stop)
-        self._first_contact = {
-            id(self.database): threading.Lock(),
-            id(self.drops): threading.Lock(),
-        }
-        self._reached: set[int] = set()
         self._uploads = threading.Semaphore(UPLOADS)
 
     # The line itself
@@ -4667,7 +4677,6 @@ class Line:
             if self.options.dry_run:
                 mailing.state = State.READY
                 return
-            assert self.ledger
             with self.stop.turn(self._uploads):  # send, verify: under a temp name
                 self._retry(lambda: self.send(mailing), campaign.name)
             remarks = self.remarks(campaign, mailing)
@@ -4686,7 +4695,7 @@ class Line:
 
         Returns the session of a query that writes, which stays open in `writing`; else None.
         """
-        self.reach(self.database, "database")
+        self.database.reach()
         with contextlib.ExitStack() as reading:
             session = reading.enter_context(self.database.session(campaign))
             columns = session.columns(campaign.select)
@@ -4730,13 +4739,12 @@ class Line:
                 figures=figures_of(mailing),
             )
         )
-        if self.ledger:
-            figures = {name: getattr(mailing, name) for name in FIGURES}
-            self.ledger.note(mailing, state=State.EXPORTED, **figures)
+        figures = {name: getattr(mailing, name) for name in FIGURES}
+        self.ledger.note(mailing, state=State.EXPORTED, **figures)
 
     def judge(self, campaign: Campaign, mailing: Mailing) -> None:
         """The guards that needed the whole mailing. Raises Held, Empty or Stopped."""
-        past_rows = self.ledger.past_rows(campaign.name) if self.ledger else mailing.past_rows
+        past_rows = mailing.past_rows or self.ledger.past_rows(campaign.name)
         if objection := rows_objection(mailing.rows, mailing.rejected, campaign, past_rows):
             raise objection
         if not self.options.dry_run:
@@ -4757,12 +4765,12 @@ class Line:
         or in the next run. A temp that was acknowledged whole is looked for, never sent again
         blindly.
         """
-        self.reach(self.drops, "SFTP")
+        self.drops.reach()
         if not mailing.is_whole:
             self.drops.check_folder(mailing.folder)
             if self.drops.size(mailing.final) is not None:
                 raise Held(text("{path} is already there", path=mailing.final), NOT_OVERWRITTEN)
-            self._note_new_temp(mailing)
+            self.note_new_temp(mailing)
         try:
             if not mailing.is_whole:
                 self.drops.send(mailing.part, self._chunks(mailing))
@@ -4793,7 +4801,6 @@ class Line:
 
         From here on it may be out: a lost reply is settled by looking.
         """
-        assert self.ledger
         why_late = functools.partial(self.too_late, mailing, campaign)
         left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
         try:
@@ -4818,7 +4825,6 @@ class Line:
         Returns if it was. Raises why not (error itself, if nothing better is known) with the entry
         `exported` again; or, with the entry as it is, what keeps the program from knowing.
         """
-        assert self.ledger
         try:
             published = self._retry(lambda: self._look(mailing, why_late), mailing.campaign)
         except DeliveryError as refused:
@@ -4860,14 +4866,12 @@ class Line:
         be read. Raises what why_late says, by the clock as late as can be; the entry then is what
         it was.
         """
-        ledger = self.ledger
-        assert ledger
 
         def objection() -> PipelineError | None:
             late = why_late()
             if not late:
-                ledger.note(mailing, state=State.PUBLISHING)
-                ledger.still_ours(mailing)
+                self.ledger.note(mailing, state=State.PUBLISHING)
+                self.ledger.still_ours(mailing)
             return late
 
         try:
@@ -4876,7 +4880,7 @@ class Line:
             mailing.unanswered |= isinstance(error, ConnectionLost) or error.wide
             with contextlib.suppress(DeliveryError):
                 if not mailing.unanswered and self._is_untouched(mailing):
-                    ledger.note(mailing, state=State.EXPORTED)
+                    self.ledger.note(mailing, state=State.EXPORTED)
             raise
 
     def _is_untouched(self, mailing: Mailing) -> bool:
@@ -4890,7 +4894,6 @@ class Line:
 
     def _withdraw(self, mailing: Mailing) -> bool:
         """Take the temp away, so that no request still under way can publish it; whether one did before."""
-        assert self.ledger
         before = mailing.state
         if before is State.EXPORTED:  # none is under way: the temp goes with the others
             return False
@@ -4927,7 +4930,6 @@ class Line:
 
         Raises DeliveryError if the server is out of reach.
         """
-        assert self.ledger
         for name in dict.fromkeys(mailing.campaign for mailing in self.ledger.unsettled()):
             with self.ledger.holding(name) as ours:
                 if ours:
@@ -4938,10 +4940,9 @@ class Line:
 
         Raises DeliveryError if the server is out of reach.
         """
-        assert self.ledger
         leftovers = self.ledger.unsettled(name)
         if leftovers:
-            self.reach(self.drops, "SFTP")
+            self.drops.reach()
         for mailing in leftovers:
             try:
                 self._settle_leftover(mailing, campaign)
@@ -4958,7 +4959,6 @@ class Line:
                 bug(error)
 
     def _settle_leftover(self, mailing: Mailing, campaign: Campaign | None) -> None:
-        assert self.ledger
         if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
             mailing.unanswered = True
             why_late = functools.partial(self.too_late, mailing, campaign)
@@ -4981,7 +4981,6 @@ class Line:
     def _conclude_leftover(
         self, mailing: Mailing, state: State, error: PipelineError | None = None
     ) -> None:
-        assert self.ledger
         template = "{campaign}: {file} of an earlier run: {outcome}"
         outcome = error.message if error else text(state)
         log.warning(text(template, campaign=mailing.campaign, file=mailing.file, outcome=outcome))
@@ -4989,9 +4988,8 @@ class Line:
 
     # Temps on the server
 
-    def _note_new_temp(self, mailing: Mailing) -> None:
+    def note_new_temp(self, mailing: Mailing) -> None:
         """In the ledger before it is on the server, so that a killed run's temp is found and removed."""
-        assert self.ledger
         folder = self.settings.sftp_staging_dir or mailing.folder
         first = mailing.temp_id or secrets.randbits(32)
         temp = str(folder / self.settings.sftp_temp_name)
@@ -5005,7 +5003,6 @@ class Line:
         """
         if mailing.state is not State.EXPORTED or not mailing.is_whole or not mailing.id:
             return None
-        assert self.ledger
         try:
             return None if self.drops.remove(mailing.part) else gone(mailing.part)
         except PipelineError as error:
@@ -5017,7 +5014,6 @@ class Line:
 
     def drop_temps(self, mailing: Mailing) -> None:
         """Remove a mailing's temps; what cannot be removed now, the next run removes."""
-        assert self.ledger
         if not mailing.temps or self.drops.down:
             return
         try:
@@ -5033,19 +5029,6 @@ class Line:
 
     def _retry(self, action: Callable[[], T], who: str) -> T:
         return retry(action, self.settings.retry_policy, self.stop, who)
-
-    def reach(self, server: Database | DropFolders, who: str) -> None:
-        """First contact with a server: one retry budget for all campaigns, whoever comes first."""
-        with self._first_contact[id(server)]:
-            if server.down:
-                raise server.down
-            if id(server) not in self._reached:
-                try:
-                    self._retry(server.open, who)
-                except PipelineError as error:
-                    server.down = error
-                    raise
-                self._reached.add(id(server))
 
     def _chunks(self, mailing: Mailing) -> Iterator[bytes]:
         """The mailing's bytes from the local disk, which somebody may have changed since they were written."""
@@ -5064,7 +5047,6 @@ class Line:
 
     def remarks(self, campaign: Campaign, mailing: Mailing) -> list[Text]:
         """What is worth a word although the mailing is sent."""
-        assert self.ledger
         remarks = mailing_remarks(campaign, mailing)
         last = self.ledger.last_delivered(campaign.name) if campaign.pickup_s else None
         with contextlib.suppress(DeliveryError):  # a remark costs no mailing
@@ -5353,7 +5335,6 @@ PICKUP_POLL_S = 2
 INTERRUPT_GRACE_S = 1.5  # Windows ends a process 5 s after its window is closed
 STOP_GRACE_S = 20  # what the run may take after its deadline to end by itself
 MOST_LOSSES = 5  # of a claim, for a ledger that breaks again and again
-OURS = contextlib.nullcontext(True)
 BROKEN_HINT = text("correct the file, and try it with --check")
 SEE_PAGE = text("the status page shows what came of it")
 BY_OPERATOR = text("stopped by the operator")
@@ -5381,10 +5362,9 @@ class Run:
         What other PCs have under way is no outcome yet: who holds the campaign decides.
         """
         ledger = self.line.ledger
-        if ledger:
-            look = functools.partial(ledger.settled, self.line.slot)
-            self._settled = retry(look, LEDGER_PATIENCE, self.line.stop, "ledger")
-        first_look = self._undecided if ledger and ledger.is_shared else self._outcome_before_start
+        look = functools.partial(ledger.settled, self.line.slot)
+        self._settled = retry(look, LEDGER_PATIENCE, self.line.stop, "ledger")
+        first_look = self._undecided if ledger.is_shared else self._outcome_before_start
         for campaign in self.files.campaigns:
             mailing = first_look(campaign)
             if mailing.state is State.CLAIMED:
@@ -5403,7 +5383,7 @@ class Run:
             threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
             for n in range(count)
         ]
-        if line.ledger:  # log in while the first query runs
+        if not line.options.dry_run:  # log in while the first query runs
             workers.append(threading.Thread(target=self._log_in, name="login", daemon=True))
         for worker in workers:
             worker.start()
@@ -5424,8 +5404,7 @@ class Run:
             if mailing.state in UNSETTLED:
                 with contextlib.suppress(LocalFault):
                     self._conclude(mailing, error)
-        ledger = self.line.ledger
-        if ledger and ledger.is_shared and not ledger.has_lost:
+        if self.line.ledger.is_shared and not self.line.ledger.has_lost:
             with contextlib.suppress(PipelineError):
                 self._look_again()
         self.line.database.close()
@@ -5440,7 +5419,7 @@ class Run:
         """A mailing that is due, or that has its outcome already."""
         line, options = self.line, self.line.options
         mailing = self._undecided(campaign)
-        before = line.ledger.in_slot(line.slot, campaign.name) if line.ledger else []
+        before = line.ledger.in_slot(line.slot, campaign.name)
         resend = options.resend and all(entry.id in self._settled for entry in before)
         if any(entry.state in MAY_BE_OUT for entry in before):
             mailing.state = State.IN_DOUBT
@@ -5467,10 +5446,8 @@ class Run:
 
     def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
         """What another PC's guards said of it; for a manual run, since it began."""
-        line, verdict, entries = self.line, None, list[Mailing]()
-        if line.ledger and line.ledger.is_shared:
-            entries = line.ledger.verdicts_elsewhere(line.slot, campaign.name)
-        for entry in entries:
+        line, verdict = self.line, None
+        for entry in line.ledger.verdicts_elsewhere(line.slot, campaign.name):
             if line.options.scheduled or entry.id not in self._settled:
                 verdict = dataclass_replace(entry, id=0)  # that PC notes it
         if verdict and verdict.state is State.HELD:
@@ -5480,7 +5457,7 @@ class Run:
     def _begin(self, campaign: Campaign, at: int) -> Mailing | None:
         """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
         line, ledger = self.line, self.line.ledger
-        if ledger and ledger.is_shared:
+        if ledger.is_shared:
             line.settle_campaign(campaign.name, campaign)
             if not ledger.unsettled(campaign.name):
                 line.drop_temps(self.mailings[at])  # what we were sending while we lost it
@@ -5506,24 +5483,20 @@ class Run:
             name = render_file_name(campaign.file_name, campaign.name, self.line.stop.start)
             mailing.file = free_file_name(name, self._is_used)
             self._names |= {mailing.file.lower(), rejected_name(mailing.file).lower()}
-        if self.line.ledger:
-            self.line.ledger.claim(mailing)
+        self.line.ledger.claim(mailing)
 
     def _is_used(self, name: str) -> bool:
         """In any case, as Windows has it; a mailing's rejected rows need a name too."""
         ours = {name.lower(), rejected_name(name).lower()} & self._names
-        return bool(ours) or (self.line.ledger is not None and self.line.ledger.knows_file(name))
+        return bool(ours) or self.line.ledger.knows_file(name)
 
     def _fail_broken(self, broken: BrokenQuery) -> None:
         """A query file with faults fails, as a campaign does."""
         ledger, error = self.line.ledger, PipelineError(in_a_row(broken.told), BROKEN_HINT)
         mailing = Mailing(campaign=broken.name, slot=self.line.slot, state=State.CLAIMED)
         self.mailings.append(mailing)
-        with (
-            contextlib.suppress(ClaimLost),
-            ledger.holding(broken.name) if ledger else OURS as ours,
-        ):
-            if ledger and ours:
+        with contextlib.suppress(ClaimLost), ledger.holding(broken.name) as ours:
+            if ours:
                 ledger.claim(mailing)
             self._conclude(mailing, error)
 
@@ -5536,7 +5509,7 @@ class Run:
                     turn.enter_context(stop.turn(self._query_turns))
                     if (place := self._hold()) is not None:
                         campaign, at = self._waiting.pop(place)
-                        if not (self.line.ledger and self.line.ledger.is_shared):
+                        if not self.line.ledger.is_shared:
                             # here, so that names and entries are in file order
                             self._begin(campaign, at)
                         return campaign, at, turn.pop_all()
@@ -5546,8 +5519,6 @@ class Run:
     def _hold(self) -> int | None:
         """Which of those that wait is ours now; None if other PCs hold them all."""
         ledger, names = self.line.ledger, [campaign.name for campaign, _ in self._waiting]
-        if not ledger:
-            return 0
         held = retry(lambda: ledger.hold(names), LEDGER_PATIENCE, self.line.stop, "ledger")
         return names.index(held) if held else None
 
@@ -5583,8 +5554,7 @@ class Run:
             self._conclude_unnoted(at, error)
         except Exception as error:
             self._conclude_unnoted(at, bug(error))
-        if self.line.ledger:
-            self.line.ledger.release(campaign.name)
+        self.line.ledger.release(campaign.name)
         if lost:  # not before it is released, or another worker of ours may hold it by then
             self._waiting.append((campaign, at))
 
@@ -5600,7 +5570,7 @@ class Run:
         try:
             if line.drops.down:
                 # Where both are down that is told as the database, whichever was found first.
-                line.reach(line.database, "database")
+                line.database.reach()
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
             self._conclude(mailing, None)
@@ -5618,11 +5588,10 @@ class Run:
 
     def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
         """What nobody took up before this run's end; another PC may still be at work on it."""
-        ledger = self.line.ledger
         try:
             if isinstance(self._error, ClaimLost):
                 raise self._error  # not once more for each campaign
-            with ledger.holding(campaign.name) if ledger else OURS as ours:
+            with self.line.ledger.holding(campaign.name) as ours:
                 if ours:
                     if mailing := self._begin(campaign, at):
                         self._conclude(mailing, error)
@@ -5643,7 +5612,7 @@ class Run:
         """What did not come through here another PC may have brought meanwhile."""
         before = self._settled if self.line.options.resend else set()
         for at, mailing in enumerate(self.mailings):
-            if self.line.ledger and mailing.state in (State.FAILED, State.IN_DOUBT):
+            if mailing.state in (State.FAILED, State.IN_DOUBT):
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
                 if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
                     self.mailings[at] = dataclass_replace(
@@ -5668,7 +5637,7 @@ class Run:
         if error:
             mailing.message, mailing.hint = as_told(error, language).values()
         try:
-            if line.ledger and mailing.id:
+            if mailing.id:
                 self._note_outcome(mailing, error)
         except ClaimLost:
             raise
@@ -5679,7 +5648,6 @@ class Run:
 
     def _note_outcome(self, mailing: Mailing, error: PipelineError | None) -> None:
         """Where a rename may have happened the entry says so still: the next run settles it first."""
-        assert self.line.ledger
         values = as_told(error, self.line.settings.language) if error else {}
         values |= {name: getattr(mailing, name) for name in FIGURES}
         if mailing.state is not State.IN_DOUBT or isinstance(error, MayBeOut):
@@ -5689,7 +5657,7 @@ class Run:
 
     def _log_in(self) -> None:
         try:
-            self.line.reach(self.line.drops, "SFTP")
+            self.line.drops.reach()
         except PipelineError as error:
             log.error(error.message)
         except Exception as error:
@@ -5836,7 +5804,7 @@ def rehearse(
     folder = settings.output_of(options)
     with local_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    line = Line(settings, options, stop, None)
+    line = Line(settings, options, stop, Ledger(IN_MEMORY, clock))
     this = Run(line, choose(files, options.only))
     this.plan()
     delivered = look_back(settings, clock, this.mailings)
@@ -5938,7 +5906,6 @@ def note_pickup(
     line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, language: str
 ) -> None:
     """In ledger, report and log; a file that the dialer refused makes the run partial."""
-    assert line.ledger
     values: dict[str, Any] = {"pickup": pickup}
     if pickup is Pickup.TAKEN:
         values["picked_up"] = f"{line.stop.clock.now():%H:%M:%S}"
@@ -6040,12 +6007,12 @@ def check_query(database: Database, campaign: Campaign) -> Text:
 PROBE = b"probe of mailing_pipeline --check; may be deleted\r\n"
 
 
-def check_folder(line: Line, folder: PurePosixPath) -> Text:
+def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     """Whatever a delivery asks of the server, with a probe under names that no dialer's pattern matches.
 
     With a staging folder all of it happens there: the dialer takes any name.
     """
-    drops, settings = line.drops, line.settings
+    settings = drops.settings
     drops.check_folder(folder)
     names = [settings.sftp_temp_name.replace("{id}", secrets.token_hex(4)) for _ in range(2)]
     probe, renamed = ((settings.sftp_staging_dir or folder) / name for name in names)
@@ -6085,24 +6052,20 @@ def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath |
 def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     """Everything that a run needs, one by one; nothing is sent, and nothing stays behind."""
     stop = Stop(clock, settings.run_deadline_minutes)
-    line = Line(settings, Options(), stop, None)
+    database, drops = Database(settings, stop), DropFolders(settings, stop)
     found = [Finding(text("settings"), text("ok"))]
     found += [*check_pc(settings.folder), *check_telling(settings)]
     found += check_files(files)
     found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
-    with (
-        contextlib.closing(line.database),
-        contextlib.closing(line.drops),
-        watchdog(stop, line.drops),
-    ):
+    with contextlib.closing(database), contextlib.closing(drops), watchdog(stop, drops):
         several = files.campaigns[: settings.query_workers]
-        login = finding(text("database login"), lambda: line.database.probe(several))
+        login = finding(text("database login"), lambda: database.probe(several))
         found.append(login)
         for campaign in () if login.error else files.campaigns:
             what = text("query {file}", file=campaign.source)
-            found.append(finding(what, functools.partial(check_query, line.database, campaign)))
-        found += [Finding(login.what, note, is_note=True) for note in line.database.notes]
-        found += check_sftp(line, files.campaigns)
+            found.append(finding(what, functools.partial(check_query, database, campaign)))
+        found += [Finding(login.what, note, is_note=True) for note in database.notes]
+        found += check_sftp(drops, files.campaigns)
     return found
 
 
@@ -6199,10 +6162,10 @@ def check_files(files: QueryFiles) -> list[Finding]:
     return found + [Finding(text("queries"), note, is_note=True) for note in files.notes]
 
 
-def check_sftp(line: Line, campaigns: Sequence[Campaign]) -> list[Finding]:
+def check_sftp(drops: DropFolders, campaigns: Sequence[Campaign]) -> list[Finding]:
     """Host key, login and each drop folder."""
-    key = finding(text("SFTP host key"), lambda: text("{key}", key=line.drops.host_key()))
-    if not key.error and not line.settings.sftp_host_keys:
+    key = finding(text("SFTP host key"), lambda: text("{key}", key=drops.host_key()))
+    if not key.error and not drops.settings.sftp_host_keys:
         seen = str(key.told)
         hint = text(
             "if the server's administrator confirms it, set SFTP_HOST_KEY={key}",
@@ -6214,10 +6177,10 @@ def check_sftp(line: Line, campaigns: Sequence[Campaign]) -> list[Finding]:
         key = Finding(key.what, missing, fault)
     found = [key]
     if not key.error:
-        found.append(finding(text("SFTP login"), line.drops.open))
+        found.append(finding(text("SFTP login"), drops.open))
     for campaign in () if found[-1].error else campaigns:
         what = text("folder {path}", path=campaign.folder)
-        found.append(finding(what, functools.partial(check_folder, line, campaign.folder)))
+        found.append(finding(what, functools.partial(check_folder, drops, campaign.folder)))
     return found
 
 

@@ -333,6 +333,19 @@ def test_a_server_with_only_old_algorithms_is_told_as_that(rig: Rig) -> None:
         rig.delivered()
 
 
+def test_a_connection_that_breaks_under_many_workers_is_dialled_anew_once_and_by_nobody_closed(rig: Rig) -> None:
+    """34: who loses a channel of the old connection leaves the new one alone, which another worker has dialled."""
+    names = [f"c{number}" for number in range(12)]
+    rig.settings(QUERY_WORKERS=6)
+    rig.campaigns(*names)
+    with rig.faulty_server() as server, rig.dialer():
+        for request in ("open", "close", "rename", "rename"):
+            server.commits(request, "do, then cut")
+        assert rig.run().code == 0, rig.log()
+        rig.delivered(*names)
+    assert "SFTP does not start" not in rig.log()
+
+
 @pytest.mark.parametrize("where", ["session", "subsystem", "init"])
 @pytest.mark.parametrize("does", ["refuse", "hang", "cut"])
 @pytest.mark.parametrize("times", [1, ALWAYS], ids=["once", "always"])

@@ -434,7 +434,7 @@ def test_kill_9_during_the_rename(rig: Rig, done: bool) -> None:
         assert rig.leftovers() == []
 
 
-@pytest.mark.parametrize("where", ["Line._note_new_temp", "DropFolders.send", "Ledger.claim", "Ledger.note"])
+@pytest.mark.parametrize("where", ["Line.note_new_temp", "DropFolders.send", "Ledger.claim", "Ledger.note"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_kill_9_at_any_other_step_of_the_protocol(rig: Rig, where: str, moment: str) -> None:
     """56: exactly once all the same, and no temp stays for ever."""
