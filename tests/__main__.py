@@ -5,6 +5,7 @@ Where packages are missing it makes .venv beside the program, installs them ther
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ if __name__ == "__main__":
         raise SystemExit(f"The tests cannot run: {fault}") from None
     import pytest
 
-    # Two at a time, a file being the work of one: two cores are what CI has.
-    at_a_time = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # Two for each core, for most tests wait half of their time; a file is the work of one.
+    workers = str(min(8, 2 * (os.cpu_count() or 2)))
+    at_a_time = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]
     raise SystemExit(pytest.main([str(HERE), *at_a_time, *sys.argv[1:]]))

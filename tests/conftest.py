@@ -23,15 +23,22 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
+LONG = IN_CI or os.environ.get("LONG_TESTS") == "1"
 
 
 # A file is one worker's work: those that take longest begin, or the others wait for them at the end.
-LONGEST = ("shared_ledger", "windows_python", "office_pc", "sftp_servers", "random_kills", "sample_data", "field")
+LONGEST = (
+    *("shared_ledger", "database_servers", "windows_python", "field", "sftp_servers", "random_kills"),
+    *("faults_database", "faults_runs", "sample_data", "office_pc"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+    for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="takes long: CI runs it, and LONG_TESTS=1"))
 
 
 @pytest.fixture(scope="session", autouse=True)

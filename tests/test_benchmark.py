@@ -14,7 +14,7 @@ from stage import PROJECT
 import mailing_pipeline
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("sftp"), reason="needs OpenSSH's sftp")
 def test_a_quick_look_delivers_with_every_program_and_prints_the_ratios() -> None:
     command = [sys.executable, PROJECT / "tests" / "benchmark.py", "--only", "a", "--rows-scale", "0.002"]

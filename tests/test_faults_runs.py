@@ -268,7 +268,7 @@ def test_a_heartbeat_that_is_never_answered_keeps_nobody_waiting(rig: Rig) -> No
     with rig.sftp_line() as silent, rig.dialer():
         rig.settings(SFTP_PORT=rig.stage.sftp.port, HEARTBEAT_URL=f"http://127.0.0.1:{silent.port}/canary-token")
         silent.keep_silent_on_connect()
-        program = rig.start()
+        program = rig.start(constants={"TELL_TIMEOUT_S": 3})
         until(lambda: silent.accepted, "the heartbeat is sent")
         rig.delivered("alfa")
         program.wait(AFTER_DEADLINE_S)

@@ -38,7 +38,6 @@ HOUR = timedelta(hours=1)
 SATURDAY = datetime(2026, 12, 26, 12, 0)
 CANARY = "s3cret-Canary"
 posix = pytest.mark.skipif(os.name == "nt", reason="needs names, shells and terminals as POSIX has them")
-SLOW = pytest.mark.slow
 ENOUGH_CHARS = 700  # a message of the program's own words, a few names, and 300 characters of somebody else's
 
 
@@ -792,7 +791,13 @@ def assert_bounded_and_clean(stage: Stage, password: str, alerts: Listener, *res
 
 @pytest.mark.parametrize(
     ("request_name", "length"),
-    [("stat", 0), ("open", 0), ("rename", 0), ("rename", 500_000), pytest.param("open", 15_000_000, marks=SLOW)],
+    [
+        ("stat", 0),
+        ("open", 0),
+        ("rename", 0),
+        ("rename", 500_000),
+        pytest.param("open", 15_000_000, marks=pytest.mark.long),
+    ],
 )
 def test_what_an_sftp_server_says_is_bounded_and_clean(
     stage: Stage, faulty: FaultyServer, alerts: Listener, request_name: str, length: int
@@ -1408,7 +1413,6 @@ def frames_on_a_terminal(stage: Stage, *options: str) -> tuple[int, str]:
 
 
 @posix
-@SLOW
 def test_a_query_that_trickles_shows_its_contacts_and_the_time_gone(stage: Stage) -> None:
     # PostgreSQL itself sends nothing before 8 KB are together.
     stage.query("10_a", "SELECT rpad('x', 9000) AS n, pg_sleep(0.5) AS s FROM generate_series(1, 12)")

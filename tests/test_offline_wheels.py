@@ -112,7 +112,6 @@ def test_the_readme_s_line_brings_the_pins_and_pip_itself_for_another_platform()
 
 
 @on_request
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("platform", "python"), ENVIRONMENTS)
 def test_every_pin_has_a_wheel_for_it(platform, python, tmp_path):

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from conftest import LONG
 from rig.programs import Program
 from rig.proxy import Proxy
 from rig.theatre import Rig, until
@@ -31,9 +32,9 @@ import mailing_pipeline
 
 pytest_plugins = ["rig.plugin"]
 
-ROUNDS = int(os.environ.get("RANDOM_KILLS", "20"))
-FAULTY_ROUNDS = int(os.environ.get("RANDOM_FAULTS", "8"))
-TWO_AT_ONCE = int(os.environ.get("TWO_AT_ONCE", "10"))
+ROUNDS = int(os.environ.get("RANDOM_KILLS", "20" if LONG else "6"))
+FAULTY_ROUNDS = int(os.environ.get("RANDOM_FAULTS", "8" if LONG else "3"))
+TWO_AT_ONCE = int(os.environ.get("TWO_AT_ONCE", "10" if LONG else "4"))
 SEED = int(os.environ.get("RANDOM_KILLS_SEED") or random.SystemRandom().randrange(10**9))
 FILE = "tests/test_random_kills.py"
 LONGEST_S = 1.6  # from a program's start to its hit; most runs are over by then

@@ -154,6 +154,7 @@ PAUSED = "Press any key"  # Wine's words for pause, in an English locale
 
 
 @pytest.mark.parametrize("failing", ["its server is killed", "a stand-in hears nothing", "cmd cannot start a program"])
+@pytest.mark.long
 def test_where_wine_itself_fails_the_story_is_played_again_from_its_beginning(pc, failing):
     failed = []
     reply = {

@@ -634,7 +634,9 @@ def page_rows(page: Path) -> dict[str, list[str]]:
     return rows
 
 
-@pytest.mark.parametrize("hour", [3, 23], ids=["in the night", "before midnight"])
+@pytest.mark.parametrize(
+    "hour", [pytest.param(3, id="in the night"), pytest.param(23, id="before midnight", marks=pytest.mark.long)]
+)
 def test_the_demo_ends_with_every_mailing_in_the_dialer_s_hands_and_leaves_only_the_page(
     clone: Path, temp: Path, hour: int
 ) -> None:
@@ -659,6 +661,7 @@ def test_the_demo_ends_with_every_mailing_in_the_dialer_s_hands_and_leaves_only_
     assert later <= {""}, "what is delivered this hour is due in the next one too"
 
 
+@pytest.mark.long
 def test_every_command_that_the_demo_prints_can_be_pasted_as_it_stands(clone: Path, temp: Path) -> None:
     process = start_demo(clone, temp, "--keep")
     assert process.stdout is not None

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from conftest import LONG
 from rig.programs import Program, Programs
 from rig.replicas import Primary, Standby
 from rig.several_pcs import QUICK_LEDGER, Centre, Pc, has_networks
@@ -23,8 +24,10 @@ from test_aftermath import Listener, listener
 
 import mailing_pipeline
 
+ROUNDS = int(os.environ.get("SHARED_ROUNDS", "4" if LONG else "2"))
+SEED = int(os.environ.get("SHARED_SEED") or random.SystemRandom().randrange(10**9))
 pytest_plugins = ["rig.plugin"]
-pytestmark = pytest.mark.timeout(300 + 60 * int(os.environ.get("SHARED_ROUNDS", "4")))
+pytestmark = pytest.mark.timeout(300 + 60 * ROUNDS)
 
 __all__ = ["listener"]  # the fixture
 THREE = ("um", "dois", "tres")
@@ -234,6 +237,7 @@ def test_a_pc_whose_cable_is_pulled_out(centre: Centre, again: bool) -> None:
             centre.delivered("alfa", "beta", "gama", "lenta")
 
 
+@pytest.mark.long
 def test_a_stand_by_takes_over_within_a_minute_with_nothing_shortened(centre: Centre) -> None:
     """The PC that was at work is frozen: it answers keepalives, as one that hangs does, and beats no more."""
     centre.campaigns("alfa")
@@ -475,8 +479,6 @@ def test_a_replica_that_is_behind_makes_no_mailings(pair: tuple[Primary, Standby
 
 # Random rounds -------------------------------------------------------------------------------------------------------
 
-ROUNDS = int(os.environ.get("SHARED_ROUNDS", "4"))
-SEED = int(os.environ.get("SHARED_SEED") or random.SystemRandom().randrange(10**9))
 BOTH = ("to_ledger", "to_dialer")
 Fault = Callable[[Centre, Pc, Program, random.Random], None]
 

@@ -40,7 +40,7 @@ needs.programs(*wine.PROGRAMS, packages=wine.PACKAGES)
 
 from windows.cpython import INSIDE, WindowsPython, WindowsStage, replayed, windows_path  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the interpreter
+pytestmark = pytest.mark.timeout(900)  # the first run makes the interpreter
 
 CONTACTS = """
 SELECT telefone, nome, cpf, valor,
