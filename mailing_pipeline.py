@@ -2317,7 +2317,8 @@ class SharedLedger(Ledger):
         return text("ledger at {where}: {reason}", where=self.where, reason=reason)
 
     def _cure(self) -> Text:
-        sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{self.settings.ledger.get("user", "")}"'
+        user = self._session.info.user if self._session else ""
+        sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{user}"'
         return text("let the database administrator run: {sql}", sql=sql)
 
 
@@ -2422,6 +2423,9 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
+MOST = 64
+
+
 class Pool(Generic[T]):
     """Sessions or channels for threads: a free one, a new one, or the next to come back.
 
@@ -2433,7 +2437,7 @@ class Pool(Generic[T]):
         self.changed = threading.Condition(threading.RLock())
         self.made = 0  # in use and free
         self._free: list[T] = []
-        self._most = 64  # what the server grants, as far as we know
+        self._most = MOST  # what the server grants, as far as we know
 
     def take(self, make: Callable[[], T]) -> T:
         """One for this thread alone, until given back.
@@ -2474,6 +2478,8 @@ class Pool(Generic[T]):
         with self.changed:
             free, self._free = self._free, []
             self.made -= len(free)
+            if not self.made:  # a new connection may be granted more
+                self._most = MOST
             return free
 
     def _uncount(self) -> int:
@@ -5502,6 +5508,8 @@ class Run:
             if ours:
                 ledger.claim(mailing)
             self._conclude(mailing, error)
+        if mailing.state is State.CLAIMED:  # the ledger was lost meanwhile
+            self._conclude_unnoted(-1, error)
 
     def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
         """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
@@ -5612,10 +5620,14 @@ class Run:
         self._conclude(self.mailings[at], error)
 
     def _look_again(self) -> None:
-        """What did not come through here another PC may have brought meanwhile."""
+        """What did not come through here another PC may have brought meanwhile.
+
+        That this PC's query file has a fault stays so.
+        """
         before = self._settled if self.line.options.resend else set()
+        sound = {campaign.name for campaign in self.files.campaigns}
         for at, mailing in enumerate(self.mailings):
-            if mailing.state in (State.FAILED, State.IN_DOUBT):
+            if mailing.state in (State.FAILED, State.IN_DOUBT) and mailing.campaign in sound:
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
                 if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
                     self.mailings[at] = dataclass_replace(

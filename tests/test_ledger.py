@@ -70,8 +70,9 @@ def test_the_ledger_is_on_the_disk_before_the_rename(stage: Stage) -> None:
     stage.query("10_a", ONE)
     stage.deliver(now=NOON)
     with contextlib.closing(mailing_pipeline.Ledger(ledger_path(stage), FakeClock())) as ledger:
-        found = ledger._db.execute("PRAGMA synchronous").fetchone()[0]  # no outside view of this exists
-    assert found == 2
+        # no outside view of this exists
+        found = [ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+    assert found == [2, "persist"], "the commit itself is synced"
 
 
 def test_the_ledger_itself_refuses_a_second_delivery_of_a_slot(stage: Stage) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from rig.faulty_sftp import ALWAYS, FaultySession, Request
 from rig.theatre import Rig, until
@@ -239,15 +240,17 @@ def test_a_look_that_fails_once_is_no_end_of_watching_a_pickup(stage: Stage, mon
 def test_an_error_that_passes_is_not_taken_for_scarcity(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         stage.query(f"{number}0_c{number}", "SELECT pg_sleep(0.5) AS n")
-    connect, calls = mp.Database._connect, []
+    connection, calls = mp.bounded_connection(), []
 
-    def blip(database: mp.Database) -> mp.Session:
-        calls.append(1)
-        if len(calls) == 3:
-            raise mp.connect_error("timeout expired", "x")
-        return connect(database)
+    class Blip(connection):  # type: ignore[misc, valid-type]
+        @classmethod
+        def connect(cls, *args: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise psycopg.OperationalError("timeout expired")
+            return super().connect(*args, **options)
 
-    monkeypatch.setattr(mp.Database, "_connect", blip)
+    monkeypatch.setattr(mp, "bounded_connection", lambda: Blip)
     result = stage.deliver(now=NOON)
     assert result.exit_code == 0 and "grants no more" not in result.log
 

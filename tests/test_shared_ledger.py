@@ -306,6 +306,16 @@ def test_a_resend_that_failed_is_not_told_as_delivered(centre: Centre) -> None:
         centre.delivered("alfa")
 
 
+def test_a_fault_in_this_pc_s_query_file_is_told_although_another_pc_s_copy_is_out(centre: Centre) -> None:
+    centre.campaigns("beta", "alfa")
+    with centre.dialer():
+        assert centre.pc("um").run().code == 0
+        centre.campaign("alfa", sql="COMMIT")
+        ended = centre.pc("dois").run()
+        assert ended.code == 4 and "COMMIT: remove it" in " ".join(ended.output.split())
+        centre.delivered("alfa", "beta")
+
+
 def test_a_guard_s_verdict_is_of_all_pcs_and_told_once(centre: Centre, listener: Listener) -> None:
     """The second PC does not run the query again; its run did not end well either, and it tells nobody twice."""
     centre.campaigns("alfa")
