@@ -1855,9 +1855,8 @@ class Ledger:
         A read-only or full disk shows here.
         """
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        is_new = not self._db.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = 'mailings'"
-        ).fetchone()
+        tables = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'mailings'")
+        is_new = not tables.fetchone()
         if is_new and self.path != IN_MEMORY:
             self._refuse_beside_mailings()
         if version > LEDGER_VERSION:
@@ -1913,25 +1912,10 @@ class Ledger:
         kind = next((kind for kind in Pickup if kind and pickup.startswith(kind)), Pickup.UNWATCHED)
         at = pickup.rpartition(" ")[2] if kind is Pickup.TAKEN else ""
         *earlier, last = old["temp"].split("\n")
-        kept = (
-            "slot",
-            "campaign",
-            "resend",
-            "folder",
-            "file",
-            "rows",
-            "rejected",
-            "size_bytes",
-            "sha256",
-        )
-        told = {name: old[name] for name in (*kept, "seconds", "message", "hint", "changed")}
+        told = {name: value for name, value in old.items() if name not in ("temp", "pickup")}
         told["message"] = told["message"] or (pickup if kind in TROUBLED_PICKUPS else "")
-        now = (
-            told
-            | {"id": old["id"], "state": state, "pickup": kind, "picked_up": at}
-            | temp_columns(last)
-        )
-        self._insert("mailings", now)
+        now = {"state": state, "pickup": kind, "picked_up": at}
+        self._insert("mailings", told | now | temp_columns(last))
         # one more entry for each, or nobody would ever remove it; of no slot: none shows it
         for temp in earlier:
             unseen = {"id": next(unused_ids), "state": State.EMPTY, "slot": "", "file": ""}
@@ -2008,33 +1992,24 @@ class Ledger:
 
     def unsettled(self, campaign: str = "") -> list[Mailing]:
         """What earlier runs left behind (of that campaign): on its way, in doubt, or with a temp on the server."""
-        states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        return self.mailings(
-            f"(state IN ({states}) OR temps > 0) AND ? IN ('', campaign)", campaign
-        )
+        where = f"({is_any(UNSETTLED)} OR temps > 0) AND ? IN ('', campaign)"
+        return self.mailings(where, campaign)
 
     def in_slot(self, slot: str, campaign: str) -> list[Mailing]:
         """What reached the dialer, or may have, in this slot or, by another PC, in one that has begun since."""
-        states = ", ".join(f"'{state}'" for state in (State.DELIVERED, *MAY_BE_OUT))
-        where = f"slot BETWEEN ? AND ? AND campaign = ? AND state IN ({states})"
+        where = (
+            f"slot BETWEEN ? AND ? AND campaign = ? AND {is_any((State.DELIVERED, *MAY_BE_OUT))}"
+        )
         return self.mailings(where, slot, max(slot, slot_of(self.clock.now())), campaign)
 
     def settled(self, slot: str) -> set[int]:
         """The numbers of the slot's entries of which it is known what came."""
-        states = ", ".join(f"'{state}'" for state in UNSETTLED)
-        rows = self._execute(
-            f"SELECT id FROM mailings WHERE slot = ? AND state NOT IN ({states})", (slot,)
-        )
-        return {row["id"] for row in rows}
+        return {entry.id for entry in self.mailings(f"slot = ? AND NOT {is_any(UNSETTLED)}", slot)}
 
     def verdicts_elsewhere(self, slot: str, campaign: str) -> list[Mailing]:
         """That other PCs brought it as far as its guards in this slot, which answers for this PC too."""
-        return self.mailings(
-            "slot = ? AND campaign = ? AND pc NOT IN ('', ?) AND state IN ('held', 'empty')",
-            slot,
-            campaign,
-            PC,
-        )
+        where = "slot = ? AND campaign = ? AND pc NOT IN ('', ?) AND state IN ('held', 'empty')"
+        return self.mailings(where, slot, campaign, PC)
 
     def past_rows(self, campaign: str) -> list[int]:
         """The rows of the campaign's last ten delivered mailings."""
@@ -2043,17 +2018,13 @@ class Ledger:
 
     def last_delivered(self, campaign: str) -> Mailing | None:
         """The campaign's latest delivered mailing."""
-        sql = "campaign = ? AND state = 'delivered' AND id = (SELECT max(id) FROM mailings AS m"
-        found = self.mailings(
-            f"{sql} WHERE m.campaign = ? AND m.state = 'delivered')", campaign, campaign
-        )
-        return found[0] if found else None
+        last = "SELECT max(id) FROM mailings WHERE campaign = ? AND state = 'delivered'"
+        return next(iter(self.mailings(f"id = ({last})", campaign)), None)
 
     def knows_file(self, name: str) -> bool:
         """Whether a mailing ever had this name."""
-        return bool(
-            self._execute("SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1", (name,))
-        )
+        sql = "SELECT 1 FROM mailings WHERE lower(file) = lower(?) LIMIT 1"
+        return bool(self._execute(sql, (name,)))
 
     def files_before(self, moment: datetime) -> set[str]:
         """The names of the mailings that were last touched before that moment."""
@@ -2062,14 +2033,8 @@ class Ledger:
 
     def note_run(self, slot: str, code: ExitCode, started: bool, message: str, hint: str) -> None:
         """How a whole run ended; started: its campaigns had outcomes of their own."""
-        told = {
-            "slot": slot,
-            "exit_code": code,
-            "started": started,
-            "message": message,
-            "hint": hint,
-        }
-        self._insert("runs", told | {"pc": PC, "changed": self._now()})
+        told = {"exit_code": code, "started": started, "message": message, "hint": hint}
+        self._insert("runs", told | {"slot": slot, "pc": PC, "changed": self._now()})
 
     def runs(self, since: str) -> list[PastRun]:
         """The runs that ended after that time, oldest first."""
@@ -2088,9 +2053,8 @@ class Ledger:
         """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
         try:
             with self._lock:
-                return list(
-                    map(dict, self._db.execute(sql, [as_column(value) for value in values]))
-                )
+                found = self._db.execute(sql, [as_column(value) for value in values])
+                return [dict(row) for row in found]
         except sqlite3.IntegrityError:
             raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
@@ -2192,10 +2156,10 @@ class SharedLedger(Ledger):
                 self._execute(f"SELECT pg_advisory_unlock({lock_of('?::text')})", [campaign])
 
     def probe(self) -> Text | None:
-        values = (
+        entry = (
             "(slot, campaign, state, folder, file, changed) VALUES ('', '', 'empty', '', '', '')"
         )
-        self._execute(f"BEGIN; INSERT INTO mailings {values}; ROLLBACK", ())
+        self._execute(f"BEGIN; INSERT INTO mailings {entry}; ROLLBACK", ())
         told = text("shared, in PostgreSQL at {where}", where=self.where)
         waits = self._value("current_setting('synchronous_standby_names')")
         if "," not in self.settings.ledger.get("host", "") or waits:
@@ -2206,11 +2170,8 @@ class SharedLedger(Ledger):
     def still_ours(self, mailing: Mailing) -> None:
         gone_s = (self.clock.now() - datetime.fromisoformat(mailing.changed)).total_seconds()
         if not -1 < gone_s < LEDGER_SESSION_S / 2:
-            message = text(
-                "this PC stood still for {seconds} s: others may have its claims",
-                seconds=round(gone_s),
-            )
-            raise ClaimLost(message, LOST_HINT, wide=True)
+            template = "this PC stood still for {seconds} s: others may have its claims"
+            raise ClaimLost(text(template, seconds=round(gone_s)), LOST_HINT, wide=True)
 
     def _check_version(self) -> None:
         if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
@@ -2261,11 +2222,10 @@ class SharedLedger(Ledger):
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
                 raise Held(text("this slot's mailing is out already")) from None
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise LocalFault(self._told(error), self._cure()) from None
             except psycopg.ProgrammingError as error:
-                refused = isinstance(error, psycopg.errors.InsufficientPrivilege)
-                raise LocalFault(
-                    self._told(error), self._cure() if refused else CHECK_LEDGER
-                ) from None
+                raise LocalFault(self._told(error), CHECK_LEDGER) from None
             # broken, ended by the server, silent, or a primary no more
             except psycopg.Error as error:
                 if self._session:
@@ -2324,11 +2284,14 @@ class SharedLedger(Ledger):
 
 def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger:
     """The ledger that LEDGER names, or this PC's own."""
-    return (
-        SharedLedger(settings, clock, looks)
-        if settings.ledger
-        else Ledger(settings.ledger_path, clock, looks)
-    )
+    if settings.ledger:
+        return SharedLedger(settings, clock, looks)
+    return Ledger(settings.ledger_path, clock, looks)
+
+
+def is_any(states: Iterable[State]) -> str:
+    """In SQL: whether an entry is in one of these states."""
+    return f"state IN ({', '.join(map(repr, map(str, states)))})"
 
 
 def as_column(value: Any) -> Any:
