@@ -334,7 +334,7 @@ def test_a_server_with_only_old_algorithms_is_told_as_that(rig: Rig) -> None:
 
 
 def test_a_connection_that_breaks_under_many_workers_is_dialled_anew_once_and_by_nobody_closed(rig: Rig) -> None:
-    """34: who loses a channel of the old connection leaves the new one alone, which another worker has dialled."""
+    """37: who loses a channel of the old connection leaves the new one alone, which another worker has dialled."""
     names = [f"c{number}" for number in range(12)]
     rig.settings(QUERY_WORKERS=6)
     rig.campaigns(*names)
