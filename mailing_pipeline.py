@@ -4688,31 +4688,23 @@ class Line:
         blocks: Iterable[bytearray],
     ) -> None:
         """Every block through treatment into the CSV, the rejected rows into one beside it."""
-        with MailingFiles(
-            self.settings.output_of(self.options), mailing, columns, campaign.csv
-        ) as files:
+        folder = self.settings.output_of(self.options)
+        with MailingFiles(folder, mailing, columns, campaign.csv) as files:
             treatment = Treatment(campaign, self.settings.language)
             for block in blocks:
                 kept, rejected = treatment.apply(to_frame(block, columns))
                 files.write(kept, rejected)
                 if campaign.max_rows is not None and mailing.rows > campaign.max_rows:
-                    raise Held(
-                        text("more than max_rows {most} contacts", most=campaign.max_rows),
-                        CHECK_QUERY,
-                    )
+                    too_many = text("more than max_rows {most} contacts", most=campaign.max_rows)
+                    raise Held(too_many, CHECK_QUERY)
             files.keep()
 
     def note_exported(self, mailing: Mailing) -> None:
         """What the mailing holds, in the ledger before it is anywhere else: settling a doubt needs it."""
-        log.info(
-            text(
-                "{campaign}: exported {figures}",
-                campaign=mailing.campaign,
-                figures=figures_of(mailing),
-            )
-        )
-        figures = {name: getattr(mailing, name) for name in FIGURES}
-        self.ledger.note(mailing, state=State.EXPORTED, **figures)
+        told, figures = "{campaign}: exported {figures}", figures_of(mailing)
+        log.info(text(told, campaign=mailing.campaign, figures=figures))
+        values = {name: getattr(mailing, name) for name in FIGURES}
+        self.ledger.note(mailing, state=State.EXPORTED, **values)
 
     def judge(self, campaign: Campaign, mailing: Mailing) -> None:
         """The guards that needed the whole mailing. Raises Held, Empty or Stopped."""
@@ -4919,12 +4911,8 @@ class Line:
             try:
                 self._settle_leftover(mailing, campaign)
             except PipelineError as error:
-                template = "{campaign}: {file} stays in doubt: {reason}"
-                log.error(
-                    text(
-                        template, campaign=mailing.campaign, file=mailing.file, reason=error.message
-                    )
-                )
+                template, why = "{campaign}: {file} stays in doubt: {reason}", error.message
+                log.error(text(template, campaign=name, file=mailing.file, reason=why))
                 if error.wide or isinstance(error, Stopped):
                     raise
             except Exception as error:  # nothing about one entry ends a run
@@ -5013,9 +5001,8 @@ class Line:
                 mailing.sent_bytes += len(chunk)
         if digest.hexdigest() != mailing.sha256:
             message = text("{path} was changed on this PC before it was sent", path=path)
-            raise LocalFault(
-                message, text("leave the files in the output folder alone while a run is on")
-            )
+            hint = text("leave the files in the output folder alone while a run is on")
+            raise LocalFault(message, hint)
 
     def remarks(self, campaign: Campaign, mailing: Mailing) -> list[Text]:
         """What is worth a word although the mailing is sent."""
@@ -5023,9 +5010,8 @@ class Line:
         last = self.ledger.last_delivered(campaign.name) if campaign.pickup_s else None
         with contextlib.suppress(DeliveryError):  # a remark costs no mailing
             if last and self.drops.size(last.final) is not None:
-                remarks.insert(
-                    0, text("the dialer has not taken the previous mailing {file}", file=last.file)
-                )
+                told = "the dialer has not taken the previous mailing {file}"
+                remarks.insert(0, text(told, file=last.file))
         for remark in remarks:
             log.warning(text("{campaign}: {message}", campaign=campaign.name, message=remark))
         return remarks
@@ -5398,8 +5384,7 @@ class Run:
             message = text("the server does not tell what became of this slot's mailing")
             mailing.error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
         elif before and not resend:
-            latest = before[-1]
-            mailing = dataclass_replace(latest, state=State.ALREADY, message="", hint="", id=0)
+            mailing = already(before[-1])
         elif (reason := self._why_not_due(campaign)) and not before:
             mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
         elif before:
@@ -5437,9 +5422,9 @@ class Run:
         mailing = self.mailings[at]
         if mailing.state is not State.CLAIMED:
             if mailing.pc:
-                template = "{campaign}: {state} ({pc})"
+                who, state = campaign.name, text(mailing.state)
                 log.info(
-                    text(template, campaign=campaign.name, state=text(mailing.state), pc=mailing.pc)
+                    text("{campaign}: {state} ({pc})", campaign=who, state=state, pc=mailing.pc)
                 )
             return None
         if not mailing.file:
@@ -5517,9 +5502,8 @@ class Run:
                 if mailing := self._begin(campaign, at):
                     self._bring_mailing(campaign, mailing, turn)
         except ClaimLost as error:
-            log.warning(
-                text("{campaign}: {message}", campaign=campaign.name, message=error.message)
-            )
+            who, message = campaign.name, error.message
+            log.warning(text("{campaign}: {message}", campaign=who, message=message))
             self._losses[campaign.name] += 1
             lost = self._losses[campaign.name] < MOST_LOSSES
             if not lost:
@@ -5570,9 +5554,8 @@ class Run:
                     if mailing := self._begin(campaign, at):
                         self._conclude(mailing, error)
                     return
-            error = Stopped(
-                text("another PC was still at work on it when this run ended"), SEE_PAGE
-            )
+            busy = text("another PC was still at work on it when this run ended")
+            error = Stopped(busy, SEE_PAGE)
         except PipelineError as fault:
             self._error = fault
         self._conclude_unnoted(at, error)
@@ -5593,9 +5576,7 @@ class Run:
             if mailing.state in (State.FAILED, State.IN_DOUBT) and mailing.campaign in sound:
                 found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
                 if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
-                    self.mailings[at] = dataclass_replace(
-                        found[-1], state=State.ALREADY, message="", hint="", id=0
-                    )
+                    self.mailings[at] = already(found[-1])
 
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
         """A mailing's outcome, in record, ledger and log.
@@ -5655,6 +5636,11 @@ def wait_for_all(threads: Iterable[threading.Thread], seconds: float) -> None:
         thread.join(max(0.0, until_s - time.monotonic()))
 
 
+def already(entry: Mailing) -> Mailing:
+    """What a run says of a mailing that is out already; its entry is left as it is."""
+    return dataclass_replace(entry, state=State.ALREADY, message="", hint="", id=0)
+
+
 def state_after(mailing: Mailing, error: PipelineError) -> State:
     """The state that an error leaves a mailing in.
 
@@ -5685,13 +5671,11 @@ def log_outcome(mailing: Mailing, error: PipelineError | None) -> None:
         parts += [part for part in (error.message, error.hint) if part]
     level = logging.ERROR if error and error.exit_code else logging.INFO
     who, state = mailing.campaign, text(mailing.state)
+    told = text("{campaign}: {state}", campaign=who, state=state)
     if parts:
-        log.log(
-            level,
-            text("{campaign}: {state}: {what}", campaign=who, state=state, what=in_a_row(parts)),
-        )
-    else:
-        log.log(level, text("{campaign}: {state}", campaign=who, state=state))
+        what = in_a_row(parts)
+        told = text("{campaign}: {state}: {what}", campaign=who, state=state, what=what)
+    log.log(level, told)
 
 
 @contextlib.contextmanager
@@ -5713,10 +5697,8 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
                 return
             drops.shut()
             if not over.wait(STOP_GRACE_S):
-                template = (
-                    "exit code 4: the run did not end by itself {seconds} s after its deadline"
-                )
-                log.critical(text(template, seconds=STOP_GRACE_S))
+                told = "exit code 4: the run did not end by itself {seconds} s after its deadline"
+                log.critical(text(told, seconds=STOP_GRACE_S))
                 logging.shutdown()
                 os._exit(ExitCode.PARTIAL)
             return
@@ -5742,14 +5724,11 @@ def run(
     stop = Stop(clock, settings.run_deadline_minutes)
     who = f"process {os.getpid()}, started {stop.start:%Y-%m-%d %H:%M:%S}"
     who += " by the Task Scheduler" if options.scheduled else " by hand"
-    with (
-        only_run(
-            settings.output / "run.lock", who, clock, stop.left_s() if options.scheduled else 0
-        ),
-        contextlib.closing(
-            retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
-        ) as ledger,
-    ):
+    lock, wait_s = settings.output / "run.lock", stop.left_s() if options.scheduled else 0
+    with contextlib.ExitStack() as held:
+        held.enter_context(only_run(lock, who, clock, wait_s))
+        ledger = retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
+        held.callback(ledger.close)
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
@@ -5795,9 +5774,8 @@ def rehearse(
     for campaign in this.files.campaigns:
         mailing = next(mailing for mailing in this.mailings if mailing.campaign == campaign.name)
         if mailing.state is State.READY:
-            remarks = rehearsal_remarks(
-                campaign, mailing, stop, options, mailing.campaign in delivered
-            )
+            is_out = campaign.name in delivered
+            remarks = rehearsal_remarks(campaign, mailing, stop, options, is_out)
             mailing.message = "; ".join(remark.told(settings.language) for remark in remarks)
     return report_now(stop, this.mailings, folder)
 
@@ -5809,9 +5787,8 @@ def look_back(settings: Settings, clock: Clock, mailings: Sequence[Mailing]) -> 
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             for mailing in mailings:
                 mailing.past_rows = ledger.past_rows(mailing.campaign)
-                delivered |= (
-                    {mailing.campaign} if ledger.in_slot(mailing.slot, mailing.campaign) else set()
-                )
+                if ledger.in_slot(mailing.slot, mailing.campaign):
+                    delivered.add(mailing.campaign)
     return delivered
 
 
@@ -5821,9 +5798,8 @@ def rehearsal_remarks(
     """What would keep a rehearsed mailing from being sent now, and what treatment did to it."""
     remarks = mailing_remarks(campaign, mailing)
     if delivered and not options.resend:
-        remarks.insert(
-            0, text("this slot has been delivered already: a run would not send it again")
-        )
+        told = text("this slot has been delivered already: a run would not send it again")
+        remarks.insert(0, told)
     if objection := time_objection(campaign, stop, options.ignore_hours):
         remarks.insert(0, text("not at this hour: {reason}", reason=objection.message))
     return remarks
@@ -5854,49 +5830,41 @@ def watch_pickups(line: Line, this: Run) -> None:
 
 def settle_pickup(line: Line, campaign: Campaign, mailing: Mailing, waited_s: float) -> bool:
     """Whether it is known what the dialer did with a mailing; then it is noted."""
-    language = line.settings.language
-    errors = campaign.pickup_error_folder
+    is_late, errors = waited_s > campaign.pickup_s, campaign.pickup_error_folder
+    refused = errors and line.settings.sftp_base_dir / errors / mailing.file
     try:
-        if (
-            errors
-            and line.drops.size(line.settings.sftp_base_dir / errors / mailing.file) is not None
-        ):
-            pickup, told_why = Pickup.REFUSED, text("refused by the dialer")
+        if refused and line.drops.size(refused) is not None:
+            note_pickup(line, mailing, Pickup.REFUSED, text("refused by the dialer"))
         elif line.drops.size(mailing.final) is None:
-            pickup, told_why = Pickup.TAKEN, text("picked up")
-        elif waited_s > campaign.pickup_s:
-            pickup, told_why = (
-                Pickup.LEFT,
-                text("not picked up within {seconds} s", seconds=campaign.pickup_s),
-            )
+            note_pickup(line, mailing, Pickup.TAKEN)
+        elif is_late:
+            why = text("not picked up within {seconds} s", seconds=campaign.pickup_s)
+            note_pickup(line, mailing, Pickup.LEFT, why)
         else:
             return False
     except DeliveryError as error:
-        if waited_s <= campaign.pickup_s:
+        if not is_late:
             return False
-        template = "not known whether it was picked up: {reason}"
-        pickup, told_why = Pickup.UNKNOWN, text(template, reason=error.message)
-    note_pickup(line, mailing, pickup, told_why, language)
+        why = text("not known whether it was picked up: {reason}", reason=error.message)
+        note_pickup(line, mailing, Pickup.UNKNOWN, why)
     return True
 
 
-def note_pickup(
-    line: Line, mailing: Mailing, pickup: Pickup, told_why: Text, language: str
-) -> None:
+def note_pickup(line: Line, mailing: Mailing, pickup: Pickup, why: Text | None = None) -> None:
     """In ledger, report and log; a file that the dialer refused makes the run partial."""
     values: dict[str, Any] = {"pickup": pickup}
-    if pickup is Pickup.TAKEN:
-        values["picked_up"] = f"{line.stop.clock.now():%H:%M:%S}"
-        template = "{campaign}: {file}: picked up at {time}"
-        log.info(
-            text(template, campaign=mailing.campaign, file=mailing.file, time=values["picked_up"])
+    if why:
+        fault = PipelineError(
+            why, text("see in the dialer why; the file is complete, and is not sent again")
         )
-    else:
-        hint = text("see in the dialer why; the file is complete, and is not sent again")
-        values |= {"message": told_why.told(language), "hint": hint.told(language)}
-        mailing.error = PipelineError(told_why, hint) if pickup is Pickup.REFUSED else mailing.error
+        values |= as_told(fault, line.settings.language)
+        mailing.error = fault if pickup is Pickup.REFUSED else mailing.error
         template = "{campaign}: {file}: {reason}"
-        log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=told_why))
+        log.error(text(template, campaign=mailing.campaign, file=mailing.file, reason=why))
+    else:
+        time = values["picked_up"] = f"{line.stop.clock.now():%H:%M:%S}"
+        template = "{campaign}: {file}: picked up at {time}"
+        log.info(text(template, campaign=mailing.campaign, file=mailing.file, time=time))
     try:
         with line.ledger.holding(mailing.campaign):
             line.ledger.note(mailing, **values)
