@@ -543,19 +543,20 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
     attempts * max_s (or RETRY_BUDGET_S) after the first failure, nor beyond the deadline. action
     must be safe to repeat. Raises the last error.
     """
-    failures, until_s = 0, None
+    failures, limited, until_s = 0, 0, None
     while True:
         stop.check()
         try:
             return action()
         except PipelineError as error:
             failures += 1
+            limited += error.tries is not None
             now_s = stop.clock.steady_s()
             if until_s is None:
                 until_s = now_s + policy.attempts * max(policy.max_s, RETRY_BUDGET_S)
             most = policy.attempts - 1
-            if error.tries is not None:
-                most = min(most, error.tries)
+            if error.tries is not None:  # what others failed by does not count against it
+                most = min(most, failures - limited + error.tries)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * stop.clock.jitter()
             if failures > most or pause_s > min(until_s - now_s, stop.left_s()):
                 error.tries = NEVER  # spent, also for those who are handed this error afterwards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -837,6 +838,32 @@ def test_an_error_that_is_not_worth_while_is_never_tried_again() -> None:
     with pytest.raises(PipelineError):
         retry(failing(1, clock, tries=NEVER), RetryPolicy(5, 2, 10), Stop(clock, 50), "x")
     assert clock.pauses == []
+
+
+@pytest.mark.parametrize(
+    ("met", "attempts"),
+    [
+        ([AGAIN, AGAIN, 1], 4),
+        ([AGAIN, 1, AGAIN, AGAIN], 5),
+        ([1, 1], 2),
+        ([AGAIN, 1, 1], 3),
+        ([AGAIN, NEVER], 2),
+        ([AGAIN, AGAIN, AGAIN, AGAIN, 2], 5),
+    ],
+)
+def test_what_is_worth_a_few_tries_gets_them_whatever_failed_before(met: list[int | None], attempts: int) -> None:
+    """A line that is lost twice, and then a server that refuses once: it gets its one more try."""
+    clock, tried = FakeClock(frozen=True), 0
+
+    def action() -> None:
+        nonlocal tried
+        tried += 1
+        if tried <= len(met):
+            raise PipelineError(Text("down"), tries=met[tried - 1])
+
+    with contextlib.suppress(PipelineError):
+        retry(action, RetryPolicy(5, 2, 10), Stop(clock, 50), "x")
+    assert tried == attempts
 
 
 def test_the_time_of_all_attempts_is_a_budget_too() -> None:
