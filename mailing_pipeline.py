@@ -94,7 +94,7 @@ from datetime import time as clock_time
 from enum import IntEnum, StrEnum
 from html import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 # psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is
 # first used, so that `--help` and a wrong setting answer at once, and the rest loads while the
@@ -4649,17 +4649,17 @@ class Line:
             self.judge(campaign, mailing)
             if self.options.dry_run:
                 mailing.state = State.READY
-                return
+                return None
             with self.stop.turn(self._uploads):  # send, verify: under a temp name
                 self._retry(lambda: self.send(mailing), campaign.name)
             remarks = self.remarks(campaign, mailing)
-            if session:
-                self.judge_moment(campaign)
+            if not session:
+                return self.publish(campaign, mailing, remarks)
+            self.judge_moment(campaign)
+            with changes_kept("perhaps"):
                 session.commit()
-            try:
+            with changes_kept("certainly"):
                 self.publish(campaign, mailing, remarks)
-            except PipelineError as error:
-                raise (with_changes_kept(error) if session else error) from None
 
     def read(
         self, campaign: Campaign, mailing: Mailing, writing: contextlib.ExitStack
@@ -4743,9 +4743,13 @@ class Line:
             self.drops.see(mailing.part, mailing.size_bytes)
             if self.settings.sftp_verify == "hash":
                 self.verify(mailing)
-        except ConnectionLost:
+        except (ConnectionLost, MayBeOut, Stopped):
             raise
-        except BaseException:
+        except BaseException as error:
+            if found := self.taken(mailing):
+                raise found from None
+            if mailing.state is State.WITHDRAWING and isinstance(error, PipelineError):
+                error.tries = NEVER
             mailing.is_whole = False
             self.drop_temps(mailing)
             raise
@@ -5018,11 +5022,18 @@ class Line:
         return remarks
 
 
-def with_changes_kept(error: PipelineError) -> PipelineError:
-    """The error of a mailing whose query has committed what it wrote: who is marked as sent was not called."""
-    told = copy.copy(error)  # the original may be told of others too
-    told.message = text("{reason}; what its query wrote is kept all the same", reason=error.message)
-    return told
+@contextlib.contextmanager
+def changes_kept(how: Literal["perhaps", "certainly"]) -> Iterator[None]:
+    """An error in the block says so too: whom the query has marked as sent was not called."""
+    try:
+        yield
+    except PipelineError as error:
+        told = copy.copy(error)  # the original may be told of others too
+        template = "{reason}; what its query wrote may be kept all the same"
+        if how == "certainly":
+            template = "{reason}; what its query wrote is kept all the same"
+        told.message = text(template, reason=error.message)
+        raise told from None
 
 
 def mailing_remarks(campaign: Campaign, mailing: Mailing) -> list[Text]:
@@ -7829,6 +7840,9 @@ PORTUGUESE: dict[str, str] = {
         "o discador ainda não coletou o mailing anterior {file}"
     ),
     "{campaign}: {message}": "{campaign}: {message}",
+    "{reason}; what its query wrote may be kept all the same": (
+        "{reason}; o que a consulta gravou pode ter ficado gravado mesmo assim"
+    ),
     "{reason}; what its query wrote is kept all the same": (
         "{reason}; o que a consulta gravou fica mesmo assim"
     ),

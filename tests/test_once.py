@@ -284,3 +284,67 @@ def test_a_pc_that_slept_after_the_commit_publishes_nothing_and_says_what_is_kep
     result = stage.deliver(clock=clock)
     assert result.verdicts["a"] in ("held", "failed") and stage.files("a") == []
     assert "what its query wrote is kept all the same" in result.campaigns["a"]["message"]
+
+
+def test_a_whole_temp_that_is_gone_is_in_doubt_also_when_the_run_is_stopped_at_that_moment(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dialer that takes files of any name has it, and Ctrl+C comes while the program looks a second time."""
+    stage.query("10_a", "SELECT 1 AS n")
+    see, taken = mp.DropFolders.see, []
+
+    def stopped(drops: mp.DropFolders, temp: Any, size_bytes: int) -> None:
+        if not taken:
+            (path,) = (stage.base / "a").iterdir()
+            taken.append(path.read_bytes())
+            path.unlink()
+            drops.stop.end(mp.BY_OPERATOR)
+        see(drops, temp, size_bytes)
+
+    monkeypatch.setattr(mp.DropFolders, "see", stopped)
+    assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
+    assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
+    assert stage.files("a") == [] and len(taken) == 1
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["removal refused", "connection lost"])
+def test_a_temp_of_another_size_that_somebody_takes_is_never_sent_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """It was acknowledged whole; what the server says of its size proves nothing."""
+    stage.query("10_a", "SELECT 1 AS n")
+    remove, sent = mp.DropFolders.remove, []
+
+    def another_size(_drops: mp.DropFolders, temp: Any, _size_bytes: int) -> None:
+        (path,) = (stage.base / "a").iterdir()
+        sent.append(path.read_bytes())
+        path.unlink()
+        raise mp.DeliveryError(mp.text("removing {path}", path=temp), tries=mp.TWICE_MORE)
+
+    def removed(drops: mp.DropFolders, path: Any) -> bool:
+        if lost:
+            raise mp.ConnectionLost(mp.text("login"), tries=mp.AGAIN)
+        return remove(drops, path)
+
+    monkeypatch.setattr(mp.DropFolders, "see", another_size)
+    monkeypatch.setattr(mp.DropFolders, "remove", removed)
+    assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
+    monkeypatch.setattr(mp.DropFolders, "remove", remove)
+    assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
+    assert len(sent) == 1
+
+
+def test_a_commit_whose_answer_is_lost_says_that_its_changes_may_be_kept(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.query("10_a", "INSERT INTO escrita VALUES ('x') RETURNING nota", read_only="no")
+    commit = mp.Session.commit
+
+    def lost(session: mp.Session) -> None:
+        commit(session)
+        session.run("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    monkeypatch.setattr(mp.Session, "commit", lost)
+    result = stage.deliver(now=NOON)
+    assert result.verdicts == {"a": "failed"} and stage.files("a") == []
+    assert "what its query wrote may be kept all the same" in result.campaigns["a"]["message"]
