@@ -2523,7 +2523,7 @@ class Rule:
     says: Text | None = None
     kind: str = ""
     wide: bool = False  # it would meet every campaign
-    lost: bool = False  # the connection is of no use any more
+    sound: bool = False  # SFTP: it is the server's answer, and the connection is of use
 
 
 # A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we
@@ -3711,7 +3711,6 @@ HUNG_UP = text(
     "or where SFTP is not allowed"
 )
 NEW_PASSWORD = text("the server wants a new password: set one there, then SFTP_PASSWORD")
-UNATTENDED = text("ask the server's administrator for a login that needs nothing else")
 NO_SFTP = text(
     "ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)"
 )
@@ -3719,48 +3718,40 @@ OLD_SERVER = text(
     "the server offers only outdated algorithms (SHA-1); its administrator must update it"
 )
 NO_FOLDER = text("create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR")
-NO_ACCESS = text("ask the server's administrator for write access to the folder")
-NO_TEMP = text(
+NO_ACCESS = text(
     "ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"
 )
-NO_RENAME = text("ask the server's administrator to let this user rename files there")
-NO_MOVE = text(
-    "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?"
+NO_RENAME = text(
+    "let this user rename files there; SFTP_STAGING_DIR, if set, must be on the drop folder's disk"
 )
 LET_READ = text("let this user read the file")
 LET_LIST = text("let this user list the folder, or look at its files")
 LACKS = text("the server lacks this operation")
 CONNECTION_LOST = text("the connection was lost")
+PASSWORD_EXPIRED = text("the password has expired")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
 
 # Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists
 # and cross-device alike as OSError("Failure") without an errno. The first row that fits decides.
 SFTP_RULES = (
-    Rule(r"(?i)timeout", AGAIN, NETWORK, TIMED_OUT, kind="AuthenticationException", lost=True),
-    Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException", lost=True),
-    Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException", lost=True),
-    Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", lost=True),
-    Rule(
-        r"info request",
-        NEVER,
-        NEW_PASSWORD,
-        text("the password has expired"),
-        kind="SSHException",
-        lost=True,
-    ),
-    Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError"),
-    Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError"),
-    Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError"),
-    Rule(r"", AGAIN, NETWORK, REFUSED, kind="ConnectionRefusedError", lost=True),
-    Rule(r"", AGAIN, NETWORK, TIMED_OUT, kind="TimeoutError", lost=True),
-    Rule(r"", AGAIN, NETWORK, NAME_UNKNOWN, kind="gaierror", lost=True),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="EOFError", lost=True),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="ConnectionError", lost=True),
-    Rule(r"", AGAIN, NETWORK, kind="SSHException", lost=True),
-    Rule(r"", AGAIN, NETWORK, kind="SFTPError", lost=True),
-    Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError", lost=True),
-    Rule(r"", TWICE_MORE, DISK, kind="OSError"),
+    Rule(r"(?i)timeout", AGAIN, NETWORK, TIMED_OUT, kind="AuthenticationException"),
+    Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException"),
+    Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException"),
+    Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer"),
+    Rule(r"info request", NEVER, NEW_PASSWORD, PASSWORD_EXPIRED, kind="SSHException"),
+    Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError", sound=True),
+    Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError", sound=True),
+    Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError", sound=True),
+    Rule(r"", AGAIN, NETWORK, REFUSED, kind="ConnectionRefusedError"),
+    Rule(r"", AGAIN, NETWORK, TIMED_OUT, kind="TimeoutError"),
+    Rule(r"", AGAIN, NETWORK, NAME_UNKNOWN, kind="gaierror"),
+    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="EOFError"),
+    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="ConnectionError"),
+    Rule(r"", AGAIN, NETWORK, kind="SSHException"),
+    Rule(r"", AGAIN, NETWORK, kind="SFTPError"),
+    Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError"),
+    Rule(r"", TWICE_MORE, DISK, kind="OSError", sound=True),
 )
 
 
@@ -3778,8 +3769,7 @@ def sftp_error(
 ) -> DeliveryError:
     """error while doing something on the server, classified.
 
-    where: the server itself, if it is about that; refused: what to do where the server's answer was
-    no.
+    where: the server itself, if it is about that; refused: what to do where its answer was no.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
     rule = next(
@@ -3788,12 +3778,9 @@ def sftp_error(
     reason = rule.says or foreign(error, hidden) or type(error).__name__
     server = text("SFTP at {where}", where=where) if where else "SFTP"
     message = text("{server}: {doing}: {reason}", server=server, doing=doing, reason=reason)
-    kind = ConnectionLost if rule.lost else DeliveryError
-    hint = (
-        refused
-        if refused and type(error) in (OSError, PermissionError) and not rule.lost
-        else rule.hint
-    )
+    kind = DeliveryError if rule.sound else ConnectionLost
+    is_refused = rule.sound and rule.says is not NOT_THERE
+    hint = refused if refused and is_refused else rule.hint
     return kind(message, hint, tries=rule.tries, wide=bool(where))
 
 
@@ -3814,16 +3801,12 @@ ALGORITHMS = {
 
 @functools.cache
 def transport_class() -> type[Any]:
-    """paramiko's Transport, that asks for the service of logging in once, and tells what the server offers.
-
-    The plain one asks for the service again before each method, which some servers refuse.
-    """
+    """paramiko's Transport, which also tells what the server offers."""
     import paramiko
-    from paramiko.common import cMSG_SERVICE_REQUEST
 
     usual: Any = paramiko.Transport
 
-    class Transport(paramiko.ServiceRequestingTransport):  # type: ignore[name-defined, misc]
+    class Transport(usual):  # type: ignore[misc]
         curve = "curve25519-sha256"  # by the name of RFC 8731
         _kex_info = usual._kex_info | {curve: usual._kex_info[f"{curve}@libssh.org"]}
         _preferred_kex = (curve, *usual._preferred_kex)
@@ -3837,47 +3820,32 @@ def transport_class() -> type[Any]:
             self.offers = super()._really_parse_kex_init(*message, **how)
             return self.offers
 
-        def ensure_session(self) -> None:
-            """paramiko's own waits for ever for a server that does not answer, or is gone."""
-            if self._service_userauth_accepted:
-                return
-            request = paramiko.Message()
-            request.add_byte(cMSG_SERVICE_REQUEST)
-            request.add_string("ssh-userauth")
-            self._send_message(request)
-            until_s = time.monotonic() + self.auth_timeout
-            while not self._service_userauth_accepted:
-                if not self.is_active():
-                    raise EOFError
-                if time.monotonic() > until_s:
-                    raise TimeoutError
-                time.sleep(0.01)
-            self.auth_handler = auth_handler_class()(self)
-
     return Transport
 
 
 @functools.cache
 def auth_handler_class() -> type[Any]:
-    """paramiko's, which makes the event that it waits for after it has asked: an answer that is quicker was lost."""
-    from paramiko.auth_handler import AuthOnlyHandler
+    """paramiko's, for a whole login: it asks for the service of logging in once.
 
-    class AuthHandler(AuthOnlyHandler):
-        def __init__(self, transport: Any) -> None:
-            self._answered = threading.Event()
-            super().__init__(transport)
+    The plain one asks for it again before each method, which some servers refuse.
+    """
+    import paramiko
+    import paramiko.auth_handler
 
-        @property
-        def auth_event(self) -> threading.Event:
-            return self._answered
+    usual: Any = paramiko.auth_handler.AuthHandler
 
-        @auth_event.setter
-        def auth_event(self, _event: object) -> None:
-            pass
+    class AuthHandler(usual):  # type: ignore[misc]
+        _has_asked = False
 
-        def send_auth_request(self, *values: Any) -> list[str]:
-            self._answered.clear()
-            return super().send_auth_request(*values)
+        def _request_auth(self) -> None:
+            if not self._has_asked:
+                self._has_asked = True
+                super()._request_auth()
+                return
+            granted = paramiko.Message()
+            granted.add_string("ssh-userauth")
+            granted.rewind()
+            self._parse_service_accept(granted)
 
     return AuthHandler
 
@@ -3895,7 +3863,8 @@ class SftpLogin:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.where = address(settings.sftp_host, settings.sftp_port, settings.secrets)
+        self.server = settings.sftp_host, settings.sftp_port
+        self.where = address(*self.server, settings.secrets)
         self.transport: Any = None
         self._is_over = False
 
@@ -3903,21 +3872,17 @@ class SftpLogin:
     def is_up(self) -> bool:
         return bool(self.transport and self.transport.is_active())
 
-    def dialled(self) -> Any:
-        """The connection, whose host key is a pinned one; no password has been sent yet."""
+    def ready(self, *, logged_in: bool = True) -> Any:
+        """The connection, whose host key is a pinned one. Without logged_in no password is sent."""
         if self._is_over:
             raise ConnectionLost(text("the run is over"))
-        if not self.is_up:
-            with self._closed_after_errors():
-                self._dial()
-        return self.transport
-
-    def logged_in(self) -> Any:
-        """The connection, logged in."""
-        transport = self.dialled()
-        if not transport.is_authenticated():
-            with self._closed_after_errors():
+        try:
+            transport = self.transport if self.is_up else self._dial()
+            if logged_in and not transport.is_authenticated():
                 self._log_in(transport)
+        except BaseException:
+            self.close()
+            raise
         return transport
 
     def close(self) -> None:
@@ -3933,53 +3898,46 @@ class SftpLogin:
         self._is_over = True
         self.close()
 
-    @contextlib.contextmanager
-    def _closed_after_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
+    def _fault(self, what: Text, hint: Text) -> DeliveryError:
+        """What is wrong with the server itself or with our login."""
+        message = text("SFTP at {where}: {what}", where=self.where, what=what)
+        return DeliveryError(message, hint, wide=True)
 
-    def _dial(self) -> None:
+    def _dial(self) -> Any:
         """Ask for the server's host keys, kind by kind, until one is pinned."""
         seen: dict[str, str] = {}
         kinds: Sequence[str] = ()
+        pinned = self.settings.sftp_host_keys
         while not seen or kinds:
-            self._connect(kinds)
-            key = self.transport.get_remote_server_key()
-            seen[key_kind(self.transport.host_key_type)] = key.fingerprint
-            if self._is_pinned(key):
-                return
+            transport = self._connect(kinds)
+            fingerprint = transport.get_remote_server_key().fingerprint
+            if not pinned or fingerprint in pinned:
+                return transport
+            seen[key_kind(transport.host_key_type)] = fingerprint
             kinds = [
                 kind
-                for kind in self.transport.preferred_keys
-                if kind in self.transport.offers["server_key_algo_list"]
-                and key_kind(kind) not in seen
+                for kind in transport.preferred_keys
+                if kind in transport.offers["server_key_algo_list"] and key_kind(kind) not in seen
             ]
         keys = ", ".join(f"{fingerprint} ({kind})" for kind, fingerprint in seen.items())
-        template = "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}"
         hint = text(
             "do not go on: ask the server's administrator whether the key was changed; no password was sent"
         )
-        raise DeliveryError(text(template, where=self.where, keys=keys), hint, wide=True)
+        template = "the server shows another host key than SFTP_HOST_KEY: {keys}"
+        raise self._fault(text(template, keys=keys), hint)
 
-    def _is_pinned(self, key: paramiko.PKey) -> bool:
-        pinned = self.settings.sftp_host_keys
-        return not pinned or any(secrets.compare_digest(key.fingerprint, one) for one in pinned)
-
-    def _connect(self, kinds: Sequence[str]) -> None:
+    def _connect(self, kinds: Sequence[str]) -> Any:
         """A new connection; kinds: of host keys to ask for, if not any."""
         import paramiko
 
         self.close()
-        settings, limit_s = self.settings, self.settings.connect_timeout_seconds
-        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), limit_s)
+        limit_s = self.settings.connect_timeout_seconds
+        sock = socket.create_connection(self.server, limit_s)
         # small requests would wait for Nagle's algorithm
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport = transport = transport_class()(sock, disabled_algorithms=WEAK)
         transport.banner_timeout = transport.auth_timeout = limit_s
-        transport.use_compression(settings.sftp_compress)
+        transport.use_compression(self.settings.sftp_compress)
         if kinds:
             transport.get_security_options().key_types = kinds
         try:
@@ -3987,33 +3945,22 @@ class SftpLogin:
         except paramiko.SSHException as error:
             self._explain(transport, error)
             raise
+        return transport
 
     def _explain(self, transport: Any, error: Exception) -> None:
         """Raise what paramiko does not know: another server's port, or the algorithms that the server offers."""
-        settings = self.settings
-        if "banner" in str(error) and greeting(
-            settings.sftp_host, settings.sftp_port, SSL_REQUEST
-        ) in (b"S", b"N"):
-            message = text(
-                "SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where
-            )
-            raise DeliveryError(
-                message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True
-            )
+        if "banner" in str(error) and greeting(*self.server, SSL_REQUEST) in (b"S", b"N"):
+            hint = text("check SFTP_PORT: SFTP's port is mostly 22")
+            raise self._fault(text("PostgreSQL answers there, not an SFTP server"), hint)
         for name, (theirs, ours) in ALGORITHMS.items():
             offered, known = transport.offers.get(theirs, ()), getattr(transport, ours)
             if offered and not set(offered) & set(known):
-                template = "SFTP at {where}: no {name} in common; the server offers {offered}"
-                message = text(
-                    template, where=self.where, name=name, offered=foreign(", ".join(offered))
-                )
-                is_old = all(map(OUTDATED.search, offered))
-                hint = (
-                    OLD_SERVER
-                    if is_old
-                    else text("its administrator can allow one of: {known}", known=", ".join(known))
-                )
-                raise DeliveryError(message, hint, wide=True)
+                hint = text("its administrator can allow one of: {known}", known=known)
+                if all(map(OUTDATED.search, offered)):
+                    hint = OLD_SERVER
+                theirs = foreign(", ".join(offered))
+                template = "no {name} in common; the server offers {offered}"
+                raise self._fault(text(template, name=name, offered=theirs), hint)
 
     def _log_in(self, transport: Any) -> None:
         """Log in by what config.env has, each method once, as the server asks for them.
@@ -4022,15 +3969,17 @@ class SftpLogin:
         """
         import paramiko
 
-        ways = self._ways(transport)
+        transport.auth_handler = handler = auth_handler_class()(transport)
+        ways = self._ways(handler)
         wanted: Sequence[str] = ()
         while not transport.is_authenticated():
             method = next((method for method in ways if not wanted or method in wanted), None)
             if not method:
                 raise self._wants(", ".join(wanted))
-            was_asked_for, way = method in wanted, ways.pop(method)
+            was_asked_for, way, answered = method in wanted, ways.pop(method), threading.Event()
             try:
-                wanted = way()
+                way(answered)
+                wanted = handler.wait_for_response(answered)
             except paramiko.BadAuthenticationType as error:
                 if not any(error.allowed_types):  # refused, and no other way is left
                     raise
@@ -4038,7 +3987,7 @@ class SftpLogin:
                 if not was_asked_for:
                     ways[method] = way  # not now, perhaps later
 
-    def _ways(self, transport: Any) -> dict[str, Callable[[], Sequence[str]]]:
+    def _ways(self, handler: Any) -> dict[str, Callable[[threading.Event], None]]:
         """The methods for which config.env has something."""
         settings, asked = self.settings, list[str]()
         user, password = settings.sftp_user, settings.sftp_password
@@ -4050,20 +3999,20 @@ class SftpLogin:
                 raise self._wants(asked[-1])
             return [password] * len(fields)
 
-        ways: dict[str, Callable[[], Sequence[str]]] = {}
+        ways: dict[str, Callable[[threading.Event], None]] = {}
         if settings.sftp_key_file:
-            ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
+            ways["publickey"] = lambda done: handler.auth_publickey(user, load_key(settings), done)
         if password:
-            ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
-            ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answer)
+            ways["password"] = lambda done: handler.auth_password(user, password, done)
+            ways["keyboard-interactive"] = lambda done: handler.auth_interactive(user, answer, done)
         return ways
 
     def _wants(self, what: str) -> DeliveryError:
         """A login that cannot be served unattended, or lacks a setting."""
+        hint = text("ask the server's administrator for a login that needs nothing else")
         # a question may quote the answer to the one before
         what = foreign(what, self.settings.secrets)
-        template = "SFTP at {where}: login: the server also wants {what}"
-        return DeliveryError(text(template, where=self.where, what=what), UNATTENDED, wide=True)
+        return self._fault(text("login: the server also wants {what}", what=what), hint)
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -4178,10 +4127,7 @@ def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
     except Exception as refused:
         if not is_answer(refused):
             raise
-        try:
-            entries = client.listdir_attr(str(path.parent))
-        except Exception as error:
-            raise (refused if is_answer(error) else error) from None
+    entries = client.listdir_attr(str(path.parent))
     return next((entry for entry in entries if entry.filename == path.name), None)
 
 
@@ -4223,36 +4169,30 @@ class Writer:
     its answers in order, throws the others away and then waits for ever for what it threw away.
     """
 
-    def __init__(self, client: Any, handle: bytes, longest: int) -> None:
-        self.client, self.handle, self.longest = client, handle, longest
-        self.sent, self._waiting = 0, 0
+    def __init__(self, client: Any) -> None:
+        self.client, self._waiting = client, 0
         self._refused: Exception | None = None
 
-    def write(self, data: bytes) -> None:
-        """Send data, in pieces that the server takes.
-
-        Raises what an earlier piece was answered with.
-        """
+    def write(self, handle: bytes, chunks: Iterable[bytes], longest: int) -> None:
+        """Send chunks, in pieces that the server takes. Raises the first refusal, after all answers."""
         from paramiko.sftp import CMD_WRITE, int64
 
-        for start in range(0, len(data), self.longest):
-            piece = data[start : start + self.longest]
-            self.client._async_request(self, CMD_WRITE, self.handle, int64(self.sent), piece)
-            self.sent += len(piece)
-            self._waiting += 1
-            self._take(IN_FLIGHT)
-
-    def finish(self) -> None:
-        """Wait for every answer. Raises the first refusal."""
+        sent = 0
+        for chunk in chunks:
+            for start in range(0, len(chunk), longest):
+                piece = chunk[start : start + longest]
+                self.client._async_request(self, CMD_WRITE, handle, int64(sent), piece)
+                sent += len(piece)
+                self._waiting += 1
+                self._take(IN_FLIGHT)
         self._take(0)
-        if self._refused:
-            raise self._refused
 
     def _take(self, most: int) -> None:
-        while self._waiting > most:
+        """Take answers until no more than most are missing; after a refusal, until none is."""
+        while self._waiting > (0 if self._refused else most):
             self.client._read_response()
-        if self._refused and most:
-            self.finish()
+        if self._refused:
+            raise self._refused
 
     def _async_response(self, _kind: int, message: paramiko.Message, _number: int) -> None:
         """paramiko's client hands over the answer to one of our requests."""
@@ -4283,8 +4223,7 @@ class DropFolders(Server):
         self._login = SftpLogin(settings)
         self.close, self.shut = self._login.close, self._login.shut
         self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
-        self._longest_write = 0  # of this server; 0: not known yet
-        self._has_served = False  # this login has had SFTP in this run
+        self._longest_write = 0  # of this server; 0: this login has not had SFTP yet
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
@@ -4297,7 +4236,7 @@ class DropFolders(Server):
             self._channels.changed,
             self._translated(text("asking for the host key"), self._login.where),
         ):
-            key = self._login.dialled().get_remote_server_key()
+            key = self._login.ready(logged_in=False).get_remote_server_key()
             return f"{key.fingerprint} ({key.get_name()})"
 
     def size(self, path: PurePosixPath) -> int | None:
@@ -4324,7 +4263,7 @@ class DropFolders(Server):
                 if not is_answer(error):
                     raise
                 client.listdir(str(folder))
-                mode = 0
+                return
         if mode & 0o170000 not in (0, 0o040000):  # some servers tell no type
             message = text("drop folder {path}: is not a folder", path=folder)
             raise DeliveryError(message, text("correct '-- folder:' in the query file"))
@@ -4338,7 +4277,7 @@ class DropFolders(Server):
         acknowledged = False
         try:
             with self._client() as client:
-                with self._translated(text("creating {path}", path=temp), refused=NO_TEMP):
+                with self._translated(text("creating {path}", path=temp), refused=NO_ACCESS):
                     handle = create(client, temp)
                 with self._translated(text("writing {path}", path=temp)):
                     self._write(client, handle, chunks)
@@ -4396,19 +4335,16 @@ class DropFolders(Server):
         what it answers is raised, and nothing was asked for.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
-        refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
         try:
-            with self._client() as client, self._translated(doing, refused=refused):
-                late = objection()
-                if not late:
-                    client.rename(str(temp), str(final))
+            with self._client() as client, self._translated(doing, refused=NO_RENAME):
+                if late := objection():
+                    raise late
+                client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
                 # a virus scanner on the server may hold the file for some seconds
                 error.tries = TWICE_MORE
             raise
-        if late:  # raised here, for the channel is sound
-            raise late
 
     def remove(self, path: PurePosixPath) -> bool:
         """Remove a file; whether it was there."""
@@ -4423,8 +4359,6 @@ class DropFolders(Server):
         """See that no such file is there, whether there was one or not."""
         try:
             self.remove(path)
-        except ConnectionLost:
-            raise
         except DeliveryError:
             if self.size(path) is not None:
                 raise
@@ -4433,66 +4367,47 @@ class DropFolders(Server):
         """Every byte acknowledged. A server that fails gets shorter writes from then on."""
         from paramiko.sftp import CMD_CLOSE
 
-        longest = self._longest_write or self._usual_write()
-        writer = Writer(client, handle, longest)
+        longest = self._longest_write
         try:
-            for chunk in chunks:
-                writer.write(chunk)
-            writer.finish()
+            Writer(client).write(handle, chunks, longest)
         except BaseException as error:
-            shorter = WRITE_BYTES if longest > WRITE_BYTES else longest // 2
-            self._longest_write = max(SHORTEST_WRITE_BYTES, shorter)
+            self._longest_write = max(SHORTEST_WRITE_BYTES, min(WRITE_BYTES, longest // 2))
             if not isinstance(error, (TimeoutError, EOFError)):
                 # Only told: closing for an answer would wait for the same silent server.
                 client._async_request(type(None), CMD_CLOSE, handle)
             raise
 
-    def _usual_write(self) -> int:
-        transport = self._login.transport
-        return (
-            OPENSSH_WRITE_BYTES
-            if transport and "OpenSSH" in transport.remote_version
-            else WRITE_BYTES
-        )
-
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:  # paramiko's stubs know only half of its client
         """A channel of this thread's own, until the block ends; one that broke is not used again."""
-        client = self._take()
-        sound = True
-        try:
-            yield client
-        except DeliveryError as error:
-            sound = not isinstance(error, ConnectionLost)
-            raise
-        except BaseException:
-            sound = False  # in the middle of a request, for all we know
-            raise
-        finally:
-            self._give_back(client, sound)
-
-    def _take(self) -> Any:
-        """A channel on the connection of this moment, which is made where there is none."""
         with self._channels.changed:
             if self.down:
                 raise self.down
             if not self._login.is_up:
                 self._channels.empty()
         try:
-            return self._channels.take(self._open_channel)
+            client = self._channels.take(self._open_channel)
         except DeliveryError:
             self._close_unused()
             raise
+        is_sound = False  # in the middle of a request, for all we know
+        try:
+            yield client
+            is_sound = True
+        except PipelineError as error:
+            is_sound = not isinstance(error, ConnectionLost)
+            raise
+        finally:
+            self._give_back(client, is_sound)
 
-    def _give_back(self, client: Any, sound: bool) -> None:
+    def _give_back(self, client: Any, is_sound: bool) -> None:
         channel = client.get_channel()
-        is_current = channel and channel.get_transport() is self._login.transport
-        sound = sound and is_current and not channel.closed
-        self._channels.give_back(client, sound)
-        if not sound and channel:
+        is_sound = is_sound and not channel.closed
+        self._channels.give_back(client, is_sound)
+        if not is_sound:
             break_off(channel)
-        if not sound and is_current:  # or it would be another thread's new connection
-            self._close_unused()
+            if channel.get_transport() is self._login.transport:
+                self._close_unused()
 
     def _close_unused(self) -> None:
         """After trouble the connection is given up, unless others are using it."""
@@ -4522,22 +4437,24 @@ class DropFolders(Server):
             self._channels.changed,  # one thread dials, the others wait
             self._translated(text("login"), self._login.where),
         ):
-            transport = self._login.logged_in()
+            transport = self._login.ready()
+        has_served = self._longest_write > 0
         doing = text("logged in, but SFTP does not start")
-        if self._has_served:
+        if has_served:
             doing = text("a new channel")
         try:
             with self._translated(doing, self._login.where):
                 client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
-            if not self._has_served:
-                error.hint, error.tries = NO_SFTP, ONCE_MORE
-            if not transport.is_active():
-                raise
-            fault = DeliveryError(error.message, error.hint, tries=ONCE_MORE, wide=True)
-            fault.scarce = True
-            raise fault from error
-        self._has_served = True
+            error.scarce = transport.is_active()
+            if not has_served:
+                error.hint = NO_SFTP
+            if error.scarce or not has_served:
+                error.tries = ONCE_MORE
+            raise
+        if not has_served:
+            is_openssh = "OpenSSH" in transport.remote_version
+            self._longest_write = OPENSSH_WRITE_BYTES if is_openssh else WRITE_BYTES
         return client
 
 
@@ -7509,8 +7426,8 @@ PORTUGUESE: dict[str, str] = {
     "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
         "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
     ),
-    "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}": (
-        "SFTP em {where}: o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
+    "the server shows another host key than SFTP_HOST_KEY: {keys}": (
+        "o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
     ),
     "phones: or unique: names the column {name}, which the query does not return": (
         "phones: ou unique: cita a coluna {name}, que a consulta não retorna"
@@ -7555,8 +7472,8 @@ PORTUGUESE: dict[str, str] = {
         "o fuso horário deste computador não é o da última entrada, de {pc}; nada foi enviado. "
         "Acerte o fuso; se o da entrada estava errado, espere um dia"
     ),
-    "SFTP at {where}: no {name} in common; the server offers {offered}": (
-        "SFTP em {where}: nada em comum em {name}; o servidor oferece {offered}"
+    "no {name} in common; the server offers {offered}": (
+        "nada em comum em {name}; o servidor oferece {offered}"
     ),
     "the last byte was acknowledged, looking what is there: {reason}": (
         "o último byte foi confirmado; verificando o que está lá: {reason}"
@@ -7724,9 +7641,6 @@ PORTUGUESE: dict[str, str] = {
     "the server wants a new password: set one there, then SFTP_PASSWORD": (
         "o servidor exige uma senha nova: defina-a lá e depois em SFTP_PASSWORD"
     ),
-    "ask the server's administrator for a login that needs nothing else": (
-        "peça ao administrador do servidor um acesso que não exija mais nada"
-    ),
     (
         "ask the server's administrator whether this user may use SFTP (subsystem, shell, "
         "owner of the home)"
@@ -7741,9 +7655,6 @@ PORTUGUESE: dict[str, str] = {
     "create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR": (
         "crie a pasta no servidor, ou corrija '-- folder:' ou SFTP_STAGING_DIR"
     ),
-    "ask the server's administrator for write access to the folder": (
-        "peça ao administrador do servidor permissão de gravação na pasta"
-    ),
     (
         "ask the server's administrator for write access to the folder; if it is there, set "
         "another SFTP_TEMP_NAME"
@@ -7751,15 +7662,12 @@ PORTUGUESE: dict[str, str] = {
         "peça ao administrador do servidor acesso de gravação à pasta; se já houver, defina "
         "outro SFTP_TEMP_NAME"
     ),
-    "ask the server's administrator to let this user rename files there": (
-        "peça ao administrador do servidor que deixe este usuário renomear arquivos ali"
-    ),
     (
-        "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename "
-        "files there?"
+        "let this user rename files there; SFTP_STAGING_DIR, if set, must be on the drop "
+        "folder's disk"
     ): (
-        "SFTP_STAGING_DIR está no mesmo disco que a pasta de entrega, e este usuário pode "
-        "renomear arquivos ali?"
+        "permita que este usuário renomeie arquivos ali; SFTP_STAGING_DIR, se definido, deve "
+        "ficar no mesmo disco que a pasta de entrega"
     ),
     "let this user read the file": "permita que este usuário leia o arquivo",
     "let this user list the folder, or look at its files": (
@@ -7767,13 +7675,14 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the server lacks this operation": "o servidor não oferece esta operação",
     "the connection was lost": "a conexão caiu",
+    "the password has expired": "a senha expirou",
     "the user, the password or the key is wrong": "o usuário, a senha ou a chave está errada",
     "no such file or folder": "arquivo ou pasta inexistente",
     "no permission": "sem permissão",
-    "the password has expired": "a senha expirou",
     "SFTP at {where}": "SFTP em {where}",
     "{server}: {doing}: {reason}": "{server}: {doing}: {reason}",
     "the run is over": "a execução terminou",
+    "SFTP at {where}: {what}": "SFTP em {where}: {what}",
     (
         "do not go on: ask the server's administrator whether the key was changed; no password "
         "was sent"
@@ -7781,18 +7690,19 @@ PORTUGUESE: dict[str, str] = {
         "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma "
         "senha foi enviada"
     ),
-    "SFTP at {where}: PostgreSQL answers there, not an SFTP server": (
-        "SFTP em {where}: quem responde ali é o PostgreSQL, não um servidor SFTP"
-    ),
     "check SFTP_PORT: SFTP's port is mostly 22": (
         "confira SFTP_PORT: a porta do SFTP costuma ser 22"
+    ),
+    "PostgreSQL answers there, not an SFTP server": (
+        "quem responde ali é o PostgreSQL, não um servidor SFTP"
     ),
     "its administrator can allow one of: {known}": (
         "o administrador dele pode permitir um destes: {known}"
     ),
-    "SFTP at {where}: login: the server also wants {what}": (
-        "SFTP em {where}: login: o servidor exige também {what}"
+    "ask the server's administrator for a login that needs nothing else": (
+        "peça ao administrador do servidor um acesso que não exija mais nada"
     ),
+    "login: the server also wants {what}": "login: o servidor exige também {what}",
     "not found": "não encontrado",
     "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
     "cannot be read: {reason}": "não pode ser lido: {reason}",
