@@ -283,8 +283,10 @@ class SettingsFault(PipelineError):
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, *faults: Text, settings: Settings | None = None) -> None:
-        super().__init__(faults[0])
+    def __init__(
+        self, *faults: Text, settings: Settings | None = None, hint: Text | None = None
+    ) -> None:
+        super().__init__(in_a_row(faults), hint)
         self.faults, self.settings = faults, settings
 
     def __str__(self) -> str:
@@ -5074,6 +5076,14 @@ def print_problems(console: Console, problems: Iterable[Problem]) -> None:
         tell(console, problem._replace(who=", ".join(everybody)).sentence, problem.hint)
 
 
+def worst(errors: Sequence[PipelineError], passed: Collection[ExitCode] = ()) -> ExitCode:
+    """The code of a whole run: 5 and 6 only if a stage failed and nothing passed it."""
+    codes = {error.exit_code for error in errors} - {ExitCode.OK}
+    stages = {error.exit_code for error in errors if error.wide}.difference(passed)
+    decisive = codes & {ExitCode.BUG, ExitCode.USAGE} | stages & {ExitCode.DATABASE, ExitCode.SFTP}
+    return min(decisive, default=ExitCode.PARTIAL if codes else ExitCode.OK)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
@@ -5087,19 +5097,12 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the whole run: 5 and 6 only if a stage failed and nothing got through it."""
-        errors = [mailing.error for mailing in self.mailings if mailing.error]
-        codes = {error.exit_code for error in errors} - {ExitCode.OK}
-        if not codes or ExitCode.BUG in codes:
-            return ExitCode.BUG if codes else ExitCode.OK
+        """The code of the whole run."""
         states = {mailing.state for mailing in self.mailings}
-        stages = {error.exit_code for error in errors if error.wide}
-        exported = {State.DELIVERED, State.READY, State.EMPTY, State.HELD}
-        if ExitCode.DATABASE in stages and not states & exported:
-            return ExitCode.DATABASE
-        if ExitCode.SFTP in stages and State.DELIVERED not in states:
-            return ExitCode.SFTP
-        return ExitCode.PARTIAL
+        passed = {ExitCode.SFTP} if State.DELIVERED in states else set()
+        if states & {State.DELIVERED, State.READY, State.EMPTY, State.HELD}:
+            passed.add(ExitCode.DATABASE)
+        return worst([mailing.error for mailing in self.mailings if mailing.error], passed)
 
     @property
     def totals(self) -> Text:
@@ -5896,12 +5899,10 @@ class Finding:
         return self.error.hint if self.error else None
 
 
-def finding(what: Text, action: Callable[[], Text | None]) -> Finding:
-    """What action says, or the error that it raised."""
+def finding(what: Text, action: Callable[..., Text | None], *values: Any) -> Finding:
+    """What action says of values, or the error that it raised."""
     try:
-        return Finding(what, action() or text("ok"))
-    except SettingsFault as error:
-        return Finding(what, in_a_row(error.faults), error)
+        return Finding(what, action(*values) or text("ok"))
     except PipelineError as error:
         return Finding(what, error.message, error)
 
@@ -5924,16 +5925,12 @@ def check_query(database: Database, campaign: Campaign) -> Text:
     )
     if campaign.read_only and (WRITES.search(plan) or calls):
         where = place_in(campaign.source, campaign.select.line)
-        message = text(
-            "{where}: the query writes or locks, in a read-only transaction", where=where
-        )
-        raise DatabaseError(message, WRITES_HINT)
+        template = "{where}: the query writes or locks, in a read-only transaction"
+        raise DatabaseError(text(template, where=where), WRITES_HINT)
     if campaign.columns:
         return text("{count} columns", count=len(columns))
-    shown_names = foreign(";".join(columns))
-    return text(
-        "{count} columns, no 'columns:' line: {names}", count=len(columns), names=shown_names
-    )
+    template = "{count} columns, no 'columns:' line: {names}"
+    return text(template, count=len(columns), names=foreign(";".join(columns)))
 
 
 PROBE = b"probe of mailing_pipeline --check; may be deleted\r\n"
@@ -5955,10 +5952,9 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
         if settings.sftp_verify == "hash":
             drops.read_back(probe)
         drops.rename(probe, renamed)
-    except BaseException:
-        remove_probes(drops, probe, renamed)
-        raise
-    if left := remove_probes(drops, probe, renamed):
+    finally:
+        left = remove_probes(drops, probe, renamed)
+    if left:
         return text("exists, can write, can rename, but not remove: {path} stays there", path=left)
     if settings.sftp_staging_dir:
         return text(
@@ -5974,10 +5970,8 @@ def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath |
         try:
             drops.clear(probe)
         except DeliveryError as error:
-            left = probe
-            log.warning(
-                text("{path} may stay on the server: {reason}", path=probe, reason=error.message)
-            )
+            left, template = probe, "{path} may stay on the server: {reason}"
+            log.warning(text(template, path=probe, reason=error.message))
     return left
 
 
@@ -5986,19 +5980,17 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     stop = Stop(clock, settings.run_deadline_minutes)
     database, drops = Database(settings, stop), DropFolders(settings, stop)
     found = [Finding(text("settings"), text("ok"))]
-    found += [*check_pc(settings.folder), *check_telling(settings)]
-    found += check_files(files)
-    found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
+    found += [*check_pc(settings.folder), *check_telling(settings), *check_files(files)]
+    found.append(finding(text("ledger"), check_ledger, settings, clock))
     with contextlib.closing(database), contextlib.closing(drops), watchdog(stop, drops):
         several = files.campaigns[: settings.query_workers]
-        login = finding(text("database login"), lambda: database.probe(several))
+        login = finding(text("database login"), database.probe, several)
         found.append(login)
         for campaign in () if login.error else files.campaigns:
             what = text("query {file}", file=campaign.source)
-            found.append(finding(what, functools.partial(check_query, database, campaign)))
+            found.append(finding(what, check_query, database, campaign))
         found += [Finding(login.what, note, is_note=True) for note in database.notes]
-        found += check_sftp(drops, files.campaigns)
-    return found
+        return found + check_sftp(drops, files.campaigns)
 
 
 def check_ledger(settings: Settings, clock: Clock) -> Text | None:
@@ -6012,21 +6004,20 @@ def check_ledger(settings: Settings, clock: Clock) -> Text | None:
 ALLOWS_OTHERS = re.compile(r"\(A;[^)]*;(WD|BU|AU|IU|BG|AN|DU|S-1-5-21-[-\d]+-513)\)")
 
 
-def check_pc(folder: Path) -> Iterator[Finding]:
+def check_pc(folder: Path) -> list[Finding]:
     """Whether the folder with passwords and customers' data is where others reach it: notes, for a run works there."""
-    what = text("folder {path}", path=folder)
+    notes = []
     if is_open_to_others(folder):
-        note = text(
-            "other users of this PC may open it; README.md says how to keep it to this user"
+        notes.append(
+            text("other users of this PC may open it; README.md says how to keep it to this user")
         )
-        yield Finding(what, note, is_note=True)
     if any(part.startswith("OneDrive") for part in folder.parts):
-        note = text("OneDrive uploads what is in it, customers' data too: move it out of there")
-        yield Finding(what, note, is_note=True)
-    if os.name == "nt" and is_on_network(folder):
-        yield Finding(
-            what, text("it is on the network: move it to this PC's own disk"), is_note=True
+        notes.append(
+            text("OneDrive uploads what is in it, customers' data too: move it out of there")
         )
+    if is_on_network(folder):
+        notes.append(text("it is on the network: move it to this PC's own disk"))
+    return [Finding(text("folder {path}", path=folder), note, is_note=True) for note in notes]
 
 
 def is_open_to_others(folder: Path) -> bool:
@@ -6053,15 +6044,9 @@ def access_list(folder: Path) -> str:
     return words.value or ""
 
 
-DRIVE_REMOTE = 4
-
-
 def is_on_network(folder: Path) -> bool:
-    """Whether Windows has it from another computer: a drive letter can hide that."""
-    import ctypes
-
-    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    return folder.anchor.startswith("\\\\") or kernel.GetDriveTypeW(folder.anchor) == DRIVE_REMOTE
+    """Whether Windows has it from another computer: a drive letter can hide that, not from `resolve`."""
+    return folder.resolve().anchor.startswith("\\\\")
 
 
 def check_telling(settings: Settings) -> Iterator[Finding]:
@@ -6073,8 +6058,11 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
         import apprise
 
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-        known = [apprise.Apprise.instantiate(url) is not None for url in urls]
-        numbers = [str(number) for number, is_known in enumerate(known, 1) if not is_known]
+        numbers = [
+            str(number)
+            for number, url in enumerate(urls, 1)
+            if apprise.Apprise.instantiate(url) is None
+        ]
         told = text("apprise cannot use URL {numbers}: wrong kind, or incomplete", numbers=numbers)
         yield Finding(
             text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers)
@@ -6094,25 +6082,24 @@ def check_files(files: QueryFiles) -> list[Finding]:
     return found + [Finding(text("queries"), note, is_note=True) for note in files.notes]
 
 
+def check_host_key(drops: DropFolders) -> Text:
+    """The host key that the server shows: the pinned one, if one is."""
+    key = drops.host_key()
+    told = text("the server shows {key}", key=key)
+    if not drops.settings.sftp_host_keys:
+        template = "if the server's administrator confirms it, set SFTP_HOST_KEY={key}"
+        raise SettingsFault(told, hint=text(template, key=key.partition(" ")[0]))
+    return told
+
+
 def check_sftp(drops: DropFolders, campaigns: Sequence[Campaign]) -> list[Finding]:
     """Host key, login and each drop folder."""
-    key = finding(text("SFTP host key"), lambda: text("{key}", key=drops.host_key()))
-    if not key.error and not drops.settings.sftp_host_keys:
-        seen = str(key.told)
-        hint = text(
-            "if the server's administrator confirms it, set SFTP_HOST_KEY={key}",
-            key=seen.partition(" ")[0],
-        )
-        missing = text("the server shows {key}", key=seen)
-        fault = SettingsFault(missing)
-        fault.hint = hint
-        key = Finding(key.what, missing, fault)
-    found = [key]
-    if not key.error:
+    found = [finding(text("SFTP host key"), check_host_key, drops)]
+    if not found[0].error:
         found.append(finding(text("SFTP login"), drops.open))
     for campaign in () if found[-1].error else campaigns:
         what = text("folder {path}", path=campaign.folder)
-        found.append(finding(what, functools.partial(check_folder, drops, campaign.folder)))
+        found.append(finding(what, check_folder, drops, campaign.folder))
     return found
 
 
@@ -6125,20 +6112,6 @@ def print_findings(findings: Sequence[Finding], console: Console, language: str)
         console.print(f"[{style}]{mark.told(language):5}[/]", end=" ")
         hint = line.hint.told(language) if line.hint else ""
         tell(console, text("{what}: {told}", what=line.what, told=line.told).told(language), hint)
-
-
-def check_code(findings: Sequence[Finding]) -> ExitCode:
-    """The exit code that a run with the same faults would have."""
-    errors = [line.error for line in findings if line.error]
-    codes = {error.exit_code for error in errors}
-    for code in (ExitCode.BUG, ExitCode.USAGE):
-        if code in codes:
-            return code
-    wide = {error.exit_code for error in errors if error.wide}
-    for code in (ExitCode.DATABASE, ExitCode.SFTP):
-        if code in wide:
-            return code
-    return ExitCode.PARTIAL if codes else ExitCode.OK
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7005,7 +6978,7 @@ def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Cloc
 def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
     findings = check(settings, choose(files, asked.only), clock)
-    code, lines = check_code(findings), []
+    code, lines = worst([line.error for line in findings if line.error]), []
     for line in findings:
         told = {"message": str(line.told), "hint": str(line.hint or "")}
         lines.append({"what": str(line.what), "ok": not line.error} | told)
