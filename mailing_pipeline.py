@@ -2523,7 +2523,7 @@ class Rule:
     tries: int | None
     hint: Text
     says: Text | None = None
-    kind: str = ""
+    kind: str = ""  # a pattern of the names of its classes
     wide: bool = False  # it would meet every campaign
     sound: bool = False  # SFTP: it is the server's answer, and the connection is of use
 
@@ -3729,7 +3729,6 @@ NO_RENAME = text(
 LET_READ = text("let this user read the file")
 LET_LIST = text("let this user list the folder, or look at its files")
 LACKS = text("the server lacks this operation")
-CONNECTION_LOST = text("the connection was lost")
 PASSWORD_EXPIRED = text("the password has expired")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
@@ -3748,10 +3747,8 @@ SFTP_RULES = (
     Rule(r"", AGAIN, NETWORK, REFUSED, kind="ConnectionRefusedError"),
     Rule(r"", AGAIN, NETWORK, TIMED_OUT, kind="TimeoutError"),
     Rule(r"", AGAIN, NETWORK, NAME_UNKNOWN, kind="gaierror"),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="EOFError"),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="ConnectionError"),
-    Rule(r"", AGAIN, NETWORK, kind="SSHException"),
-    Rule(r"", AGAIN, NETWORK, kind="SFTPError"),
+    Rule(r"", AGAIN, NETWORK, text("the connection was lost"), kind="EOFError|ConnectionError"),
+    Rule(r"", AGAIN, NETWORK, kind="SSHException|SFTPError"),
     Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError"),
     Rule(r"", TWICE_MORE, DISK, kind="OSError", sound=True),
 )
@@ -3773,9 +3770,9 @@ def sftp_error(
 
     where: the server itself, if it is about that; refused: what to do where its answer was no.
     """
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    kinds, told = str(type(error).__mro__), str(error)
     rule = next(
-        rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error))
+        rule for rule in SFTP_RULES if re.search(rule.kind, kinds) and re.search(rule.pattern, told)
     )
     reason = rule.says or foreign(error, hidden) or type(error).__name__
     server = text("SFTP at {where}", where=where) if where else "SFTP"
@@ -3788,7 +3785,7 @@ def sftp_error(
 
 # ----- The connection: dialled, its host key a pinned one, logged in
 
-# are not offered
+# paramiko has them still; they are not offered
 WEAK = {"ciphers": ["3des-cbc"], "macs": ["hmac-md5", "hmac-md5-96", "hmac-sha1-96"]}
 OUTDATED = re.compile("sha1$|^ssh-(rsa|dss)$|cbc|arcfour|md5|^hmac-sha1")
 # What both sides must have in common, in the words of OpenSSH's settings, and paramiko's name for
@@ -3857,18 +3854,17 @@ def key_kind(algorithm: str) -> str:
     return "ssh-rsa" if algorithm.startswith("rsa-") else algorithm
 
 
-class SftpLogin:
-    """The connection that all workers share: dialled by its first use, and again after it broke.
+class SftpLogin(Server):
+    """The connection that all workers share: dialled by its first use, and again after it broke."""
 
-    Callers hold a lock of theirs, but for `close` and `shut`, which are safe from another thread.
-    """
+    name = "SFTP"
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        super().__init__(settings, stop)
         self.server = settings.sftp_host, settings.sftp_port
         self.where = address(*self.server, settings.secrets)
         self.transport: Any = None
-        self._is_over = False
+        self._dialling, self._is_over = threading.Lock(), False
 
     @property
     def is_up(self) -> bool:
@@ -3876,16 +3872,19 @@ class SftpLogin:
 
     def ready(self, *, logged_in: bool = True) -> Any:
         """The connection, whose host key is a pinned one. Without logged_in no password is sent."""
-        if self._is_over:
-            raise ConnectionLost(text("the run is over"))
-        try:
-            transport = self.transport if self.is_up else self._dial()
-            if logged_in and not transport.is_authenticated():
-                self._log_in(transport)
-        except BaseException:
-            self.close()
-            raise
-        return transport
+        with self._dialling, self._translated(text("login"), self.where):
+            if self._is_over:
+                raise ConnectionLost(text("the run is over"))
+            try:
+                transport = self.transport
+                if not (transport and transport.is_active()):
+                    transport = self._dial()
+                if logged_in and not transport.is_authenticated():
+                    self._log_in(transport)
+            except BaseException:
+                self.close()
+                raise
+            return transport
 
     def close(self) -> None:
         """Close the connection at once, whatever state it is in. The next use dials again."""
@@ -3899,6 +3898,18 @@ class SftpLogin:
         """Close the connection for good: every request from now on fails at once."""
         self._is_over = True
         self.close()
+
+    @contextlib.contextmanager
+    def _translated(
+        self, doing: Text, where: str = "", refused: Text | None = None
+    ) -> Iterator[None]:
+        """The seam for paramiko: its exceptions -> DeliveryError."""
+        import paramiko
+
+        try:
+            yield
+        except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+            raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
 
     def _fault(self, what: Text, hint: Text) -> DeliveryError:
         """What is wrong with the server itself or with our login."""
@@ -3978,21 +3989,21 @@ class SftpLogin:
             method = next((method for method in ways if not wanted or method in wanted), None)
             if not method:
                 raise self._wants(", ".join(wanted))
-            was_asked_for, way, answered = method in wanted, ways.pop(method), threading.Event()
+            was_asked_for, answered = method in wanted, threading.Event()
+            ask, what = ways.pop(method)
             try:
-                way(answered)
+                ask(self.settings.sftp_user, what, answered)
                 wanted = handler.wait_for_response(answered)
             except paramiko.BadAuthenticationType as error:
                 if not any(error.allowed_types):  # refused, and no other way is left
                     raise
                 wanted = error.allowed_types
                 if not was_asked_for:
-                    ways[method] = way  # not now, perhaps later
+                    ways[method] = ask, what  # not now, perhaps later
 
-    def _ways(self, handler: Any) -> dict[str, Callable[[threading.Event], None]]:
-        """The methods for which config.env has something."""
-        settings, asked = self.settings, list[str]()
-        user, password = settings.sftp_user, settings.sftp_password
+    def _ways(self, handler: Any) -> dict[str, tuple[Callable[..., None], Any]]:
+        """The methods for which config.env has something, and what that is."""
+        asked, password = list[str](), self.settings.sftp_password
 
         def answer(_title: str, _text: str, fields: Sequence[tuple[str, bool]]) -> list[str]:
             """What a server that asks questions gets: the password to the first one."""
@@ -4001,12 +4012,12 @@ class SftpLogin:
                 raise self._wants(asked[-1])
             return [password] * len(fields)
 
-        ways: dict[str, Callable[[threading.Event], None]] = {}
-        if settings.sftp_key_file:
-            ways["publickey"] = lambda done: handler.auth_publickey(user, load_key(settings), done)
+        ways: dict[str, tuple[Callable[..., None], Any]] = {}
+        if self.settings.sftp_key_file:
+            ways["publickey"] = handler.auth_publickey, load_key(self.settings)
         if password:
-            ways["password"] = lambda done: handler.auth_password(user, password, done)
-            ways["keyboard-interactive"] = lambda done: handler.auth_interactive(user, answer, done)
+            ways["password"] = handler.auth_password, password
+            ways["keyboard-interactive"] = handler.auth_interactive, answer
         return ways
 
     def _wants(self, what: str) -> DeliveryError:
@@ -4097,7 +4108,6 @@ def client_class() -> type[Any]:
         def get_text(self) -> str:
             return self.get_string().decode("utf-8", "replace")
 
-    class WholeReply(Reply):
         def get_bytes(self, n: int) -> bytes:
             data = self.packet.read(n)
             if len(data) < n:
@@ -4107,11 +4117,11 @@ def client_class() -> type[Any]:
     class Client(paramiko.SFTPClient):
         def _request(self, kind: int, *values: Any) -> tuple[int, paramiko.Message]:
             kind, message = super()._request(kind, *values)  # type: ignore[misc]
-            return kind, WholeReply(message.get_remainder())
+            return kind, Reply(message.get_remainder())
 
         def _convert_status(self, msg: paramiko.Message) -> None:
-            WholeReply(msg.get_remainder()).get_int()  # the code; texts may be left out
-            super()._convert_status(Reply(msg.get_remainder()))  # type: ignore[misc]
+            no_text = bytes(4)  # some servers leave it out
+            super()._convert_status(Reply(msg.get_remainder() + no_text))  # type: ignore[misc]
 
     return Client
 
@@ -4211,42 +4221,31 @@ def gone(temp: PurePosixPath) -> MayBeOut:
     return MayBeOut(message, text("set SFTP_STAGING_DIR: something takes files of any name"))
 
 
-class DropFolders(Server):
+class DropFolders(SftpLogin):
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
     Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says
     that nobody knows whether the request was carried out.
     """
 
-    name = "SFTP"
-
     def __init__(self, settings: Settings, stop: Stop) -> None:
         super().__init__(settings, stop)
-        self._login = SftpLogin(settings)
-        self.close, self.shut = self._login.close, self._login.shut
         self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
         self._longest_write = 0  # of this server; 0: this login has not had SFTP yet
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
-        with self._client():
+        with self._client(text("login")):
             pass
 
     def host_key(self) -> str:
         """The host key that the server shows, with its kind; no password is sent."""
-        with (
-            self._channels.changed,
-            self._translated(text("asking for the host key"), self._login.where),
-        ):
-            key = self._login.ready(logged_in=False).get_remote_server_key()
-            return f"{key.fingerprint} ({key.get_name()})"
+        key = self.ready(logged_in=False).host_key
+        return f"{key.fingerprint} ({key.get_name()})"
 
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
-        with (
-            self._client() as client,
-            self._translated(text("looking for {path}", path=path), refused=LET_LIST),
-        ):
+        with self._client(text("looking for {path}", path=path), LET_LIST) as client:
             found = told(client, path)
         if found and found.st_size is None:
             return self.read_back(path)[0]
@@ -4257,8 +4256,7 @@ class DropFolders(Server):
 
         Never created: a misspelt one would be fed for ever.
         """
-        doing = text("drop folder {path}", path=folder)
-        with self._client() as client, self._translated(doing, refused=NO_FOLDER):
+        with self._client(text("drop folder {path}", path=folder), NO_FOLDER) as client:
             try:
                 mode = client.stat(str(folder)).st_mode or 0
             except Exception as error:
@@ -4278,14 +4276,12 @@ class DropFolders(Server):
         """
         acknowledged = False
         try:
-            with self._client() as client:
+            with self._client(text("writing {path}", path=temp)) as client:
                 with self._translated(text("creating {path}", path=temp), refused=NO_ACCESS):
                     handle = create(client, temp)
-                with self._translated(text("writing {path}", path=temp)):
-                    self._write(client, handle, chunks)
-                    acknowledged = True
-                with self._translated(text("closing {path}", path=temp)):
-                    close_file(client, handle)
+                self._write(client, handle, chunks)
+                acknowledged = True
+                close_file(client, handle)
         except DeliveryError as error:
             if not acknowledged:
                 raise
@@ -4313,11 +4309,7 @@ class DropFolders(Server):
         """The size and SHA-256 of a file as it stands on the server, up to most bytes of it."""
         digest, size = hashlib.sha256(), 0
         doing = text("reading {path} back", path=path)
-        with (
-            self._client() as client,
-            self._translated(doing, refused=LET_READ),
-            client.open(str(path), "rb") as file,
-        ):
+        with self._client(doing, LET_READ) as client, client.open(str(path), "rb") as file:
             if most < 1 << 62:
                 file.prefetch(most, IN_FLIGHT)
             while size < most and (chunk := file.read(min(CHUNK_BYTES, most - size))):
@@ -4338,7 +4330,7 @@ class DropFolders(Server):
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         try:
-            with self._client() as client, self._translated(doing, refused=NO_RENAME):
+            with self._client(doing, NO_RENAME) as client:
                 if late := objection():
                     raise late
                 client.rename(str(temp), str(final))
@@ -4350,7 +4342,7 @@ class DropFolders(Server):
 
     def remove(self, path: PurePosixPath) -> bool:
         """Remove a file; whether it was there."""
-        with self._client() as client, self._translated(text("removing {path}", path=path)):
+        with self._client(text("removing {path}", path=path)) as client:
             try:
                 client.remove(str(path))
             except FileNotFoundError:
@@ -4380,12 +4372,12 @@ class DropFolders(Server):
             raise
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[Any]:  # paramiko's stubs know only half of its client
+    def _client(self, doing: Text, refused: Text | None = None) -> Iterator[Any]:
         """A channel of this thread's own, until the block ends; one that broke is not used again."""
         with self._channels.changed:
             if self.down:
                 raise self.down
-            if not self._login.is_up:
+            if not self.is_up:
                 self._channels.empty()
         try:
             client = self._channels.take(self._open_channel)
@@ -4394,7 +4386,8 @@ class DropFolders(Server):
             raise
         is_sound = False  # in the middle of a request, for all we know
         try:
-            yield client
+            with self._translated(doing, refused=refused):
+                yield client
             is_sound = True
         except PipelineError as error:
             is_sound = not isinstance(error, ConnectionLost)
@@ -4408,7 +4401,7 @@ class DropFolders(Server):
         self._channels.give_back(client, is_sound)
         if not is_sound:
             break_off(channel)
-            if channel.get_transport() is self._login.transport:
+            if channel.get_transport() is self.transport:
                 self._close_unused()
 
     def _close_unused(self) -> None:
@@ -4418,34 +4411,18 @@ class DropFolders(Server):
             if not self._channels.made:
                 self.close()
 
-    @contextlib.contextmanager
-    def _translated(
-        self, doing: Text, where: str = "", refused: Text | None = None
-    ) -> Iterator[None]:
-        """The seam for paramiko: its exceptions -> DeliveryError."""
-        import paramiko
-
-        try:
-            yield
-        except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
-            raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
-
     def _open_channel(self) -> Any:
         """A new channel with SFTP on it. It is counted already: nobody closes its connection.
 
         A refusal leaves the connection sound: the server has no more of them, or none at all.
         """
-        with (
-            self._channels.changed,  # one thread dials, the others wait
-            self._translated(text("login"), self._login.where),
-        ):
-            transport = self._login.ready()
+        transport = self.ready()
         has_served = self._longest_write > 0
         doing = text("logged in, but SFTP does not start")
         if has_served:
             doing = text("a new channel")
         try:
-            with self._translated(doing, self._login.where):
+            with self._translated(doing, self.where):
                 client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
             error.scarce = transport.is_active()
@@ -4471,29 +4448,25 @@ CHECK_QUERY = text(
 CHECK_COLUMNS = text(
     "correct the query's column names, or its 'columns:' line if the dialer's layout really changed"
 )
-NOT_LATE = text("nothing to do: it is not sent late")
 
 
 def layout_objection(columns: Sequence[str], campaign: Campaign) -> Held | None:
     """Why columns are not what the dialer expects; None if they are."""
-    if not columns:
-        return Held(text("the query returns no columns"), CHECK_COLUMNS)
     twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        return Held(text("column {name} comes twice", name=foreign(twice[0])), CHECK_COLUMNS)
-    if campaign.columns is not None and tuple(columns) != campaign.columns:
-        return Held(
-            text(
-                "the columns changed: {what}",
-                what=in_a_row(changed_columns(columns, campaign.columns)),
-            ),
-            CHECK_COLUMNS,
-        )
     absent = [name for name in (*campaign.phones, *campaign.unique) if name not in columns]
-    if absent:
+    if not columns:
+        reason = text("the query returns no columns")
+    elif twice:
+        reason = text("column {name} comes twice", name=foreign(twice[0]))
+    elif campaign.columns is not None and tuple(columns) != campaign.columns:
+        what = in_a_row(changed_columns(columns, campaign.columns))
+        reason = text("the columns changed: {what}", what=what)
+    elif absent:
         template = "phones: or unique: names the column {name}, which the query does not return"
-        return Held(text(template, name=foreign(absent[0])), CHECK_COLUMNS)
-    return None
+        reason = text(template, name=foreign(absent[0]))
+    else:
+        return None
+    return Held(reason, CHECK_COLUMNS)
 
 
 def changed_columns(columns: Sequence[str], expected: Sequence[str]) -> list[Text]:
@@ -4539,7 +4512,9 @@ def rows_objection(
 def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> PipelineError | None:
     """Why it is too late (or too early) to publish a mailing of this run now; None if it is not."""
     reason = None if ignore_hours else campaign.hours.why_not(stop.clock.now())
-    return Held(reason, NOT_LATE) if reason else stop.error
+    if reason:
+        return Held(reason, text("nothing to do: it is not sent late"))
+    return stop.error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5919,10 +5894,8 @@ def check_query(database: Database, campaign: Campaign) -> Text:
         if objection := layout_objection(columns, campaign):
             raise objection
         rows = session.run(f"EXPLAIN {campaign.select.text}", campaign.select.line).fetchall()
-    plan, words = "\n".join(str(row[0]) for row in rows), campaign.select.words
-    calls = any(
-        word in ("NEXTVAL", "SETVAL") and then == "(" for word, then in itertools.pairwise(words)
-    )
+    plan = "\n".join(str(row[0]) for row in rows)
+    calls = re.search(r"\b(NEXT|SET)VAL \(", " ".join(campaign.select.words))
     if campaign.read_only and (WRITES.search(plan) or calls):
         where = place_in(campaign.source, campaign.select.line)
         template = "{where}: the query writes or locks, in a read-only transaction"
@@ -5945,6 +5918,7 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     drops.check_folder(folder)
     names = [settings.sftp_temp_name.replace("{id}", secrets.token_hex(4)) for _ in range(2)]
     probe, renamed = ((settings.sftp_staging_dir or folder) / name for name in names)
+    left = None  # one that may not be removed is said, not hidden
     try:
         drops.size(renamed)  # of a file that is not there
         drops.send(probe, [PROBE])
@@ -5953,7 +5927,12 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
             drops.read_back(probe)
         drops.rename(probe, renamed)
     finally:
-        left = remove_probes(drops, probe, renamed)
+        for path in (probe, renamed):
+            try:
+                drops.clear(path)
+            except DeliveryError as error:
+                left, template = path, "{path} may stay on the server: {reason}"
+                log.warning(text(template, path=path, reason=error.message))
     if left:
         return text("exists, can write, can rename, but not remove: {path} stays there", path=left)
     if settings.sftp_staging_dir:
@@ -5961,18 +5940,6 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
             "exists; SFTP_STAGING_DIR takes files and renames; the move into this folder was not tried"
         )
     return text("exists, can write, can rename")
-
-
-def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath | None:
-    """One that may not be removed is said, not hidden."""
-    left = None
-    for probe in probes:
-        try:
-            drops.clear(probe)
-        except DeliveryError as error:
-            left, template = probe, "{path} may stay on the server: {reason}"
-            log.warning(text(template, path=probe, reason=error.message))
-    return left
 
 
 def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
@@ -6024,24 +5991,17 @@ def is_open_to_others(folder: Path) -> bool:
     """Whether somebody but this user, administrators and the system may read or change what is there."""
     if os.name != "nt":
         return bool(folder.stat().st_mode & 0o077)
-    return bool(ALLOWS_OTHERS.search(access_list(folder)))
-
-
-def access_list(folder: Path) -> str:
-    """Who may do what with a folder, in Windows' notation (SDDL); '' where Windows does not say."""
     import ctypes
 
     advapi = ctypes.WinDLL("advapi32")  # type: ignore[attr-defined,unused-ignore]
-    kind, part = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
     access, words = ctypes.c_void_p(), ctypes.c_wchar_p()
-    advapi.GetNamedSecurityInfoW(
-        str(folder), kind, part, None, None, None, None, ctypes.byref(access)
-    )
+    file, rights = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
+    unused = [None] * 4
+    advapi.GetNamedSecurityInfoW(str(folder), file, rights, *unused, ctypes.byref(access))
+    convert = advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW
     if access:
-        advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW(
-            access, 1, part, ctypes.byref(words), None
-        )
-    return words.value or ""
+        convert(access, 1, rights, ctypes.byref(words), None)
+    return bool(ALLOWS_OTHERS.search(words.value or ""))
 
 
 def is_on_network(folder: Path) -> bool:
@@ -6064,9 +6024,8 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
             if apprise.Apprise.instantiate(url) is None
         ]
         told = text("apprise cannot use URL {numbers}: wrong kind, or incomplete", numbers=numbers)
-        yield Finding(
-            text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers)
-        )
+        what = text("{key}", key="ALERT_URLS")
+        yield Finding(what, told, is_note=True) if numbers else Finding(what, text("ok"))
     if url := settings.heartbeat_url:
         is_url = bool(re.match(r"(?i)https?://[^/\s]", url))
         told = text("ok") if is_url else text("it must begin with https://")
@@ -7697,14 +7656,12 @@ PORTUGUESE: dict[str, str] = {
         "defina SFTP_STAGING_DIR: algo coleta arquivos de qualquer nome"
     ),
     "SFTP channels": "canais SFTP",
-    "asking for the host key": "leitura da chave do servidor",
     "looking for {path}": "busca por {path}",
     "drop folder {path}": "pasta de entrega {path}",
     "drop folder {path}: is not a folder": "pasta de entrega {path}: não é uma pasta",
     "correct '-- folder:' in the query file": "corrija '-- folder:' no arquivo da consulta",
     "creating {path}": "criação de {path}",
     "writing {path}": "gravação de {path}",
-    "closing {path}": "fechamento de {path}",
     "{path}: {sent} bytes sent, {arrived} arrived": (
         "{path}: {sent} bytes enviados, {arrived} recebidos"
     ),
