@@ -283,8 +283,10 @@ class SettingsFault(PipelineError):
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, *faults: Text, settings: Settings | None = None) -> None:
-        super().__init__(faults[0])
+    def __init__(
+        self, *faults: Text, settings: Settings | None = None, hint: Text | None = None
+    ) -> None:
+        super().__init__(in_a_row(faults), hint)
         self.faults, self.settings = faults, settings
 
     def __str__(self) -> str:
@@ -2485,9 +2487,9 @@ class Rule:
     tries: int | None
     hint: Text
     says: Text | None = None
-    kind: str = ""
+    kind: str = ""  # a pattern of the names of its classes
     wide: bool = False  # it would meet every campaign
-    lost: bool = False  # the connection is of no use any more
+    sound: bool = False  # SFTP: it is the server's answer, and the connection is of use
 
 
 # A server, a role or a pooler that has no session left, in the languages of PostgreSQL that we
@@ -3675,7 +3677,6 @@ HUNG_UP = text(
     "or where SFTP is not allowed"
 )
 NEW_PASSWORD = text("the server wants a new password: set one there, then SFTP_PASSWORD")
-UNATTENDED = text("ask the server's administrator for a login that needs nothing else")
 NO_SFTP = text(
     "ask the server's administrator whether this user may use SFTP (subsystem, shell, owner of the home)"
 )
@@ -3683,48 +3684,37 @@ OLD_SERVER = text(
     "the server offers only outdated algorithms (SHA-1); its administrator must update it"
 )
 NO_FOLDER = text("create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR")
-NO_ACCESS = text("ask the server's administrator for write access to the folder")
-NO_TEMP = text(
+NO_ACCESS = text(
     "ask the server's administrator for write access to the folder; if it is there, set another SFTP_TEMP_NAME"
 )
-NO_RENAME = text("ask the server's administrator to let this user rename files there")
-NO_MOVE = text(
-    "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename files there?"
+NO_RENAME = text(
+    "let this user rename files there; SFTP_STAGING_DIR, if set, must be on the drop folder's disk"
 )
 LET_READ = text("let this user read the file")
 LET_LIST = text("let this user list the folder, or look at its files")
 LACKS = text("the server lacks this operation")
-CONNECTION_LOST = text("the connection was lost")
+PASSWORD_EXPIRED = text("the password has expired")
 LOGIN_WRONG = text("the user, the password or the key is wrong")
 NOT_THERE, NOT_ALLOWED = text("no such file or folder"), text("no permission")
 
 # Measured with paramiko 5: login errors are SSHExceptions; OpenSSH tells disk full, quota, exists
 # and cross-device alike as OSError("Failure") without an errno. The first row that fits decides.
 SFTP_RULES = (
-    Rule(r"(?i)timeout", AGAIN, NETWORK, TIMED_OUT, kind="AuthenticationException", lost=True),
-    Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException", lost=True),
-    Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException", lost=True),
-    Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer", lost=True),
-    Rule(
-        r"info request",
-        NEVER,
-        NEW_PASSWORD,
-        text("the password has expired"),
-        kind="SSHException",
-        lost=True,
-    ),
-    Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError"),
-    Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError"),
-    Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError"),
-    Rule(r"", AGAIN, NETWORK, REFUSED, kind="ConnectionRefusedError", lost=True),
-    Rule(r"", AGAIN, NETWORK, TIMED_OUT, kind="TimeoutError", lost=True),
-    Rule(r"", AGAIN, NETWORK, NAME_UNKNOWN, kind="gaierror", lost=True),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="EOFError", lost=True),
-    Rule(r"", AGAIN, NETWORK, CONNECTION_LOST, kind="ConnectionError", lost=True),
-    Rule(r"", AGAIN, NETWORK, kind="SSHException", lost=True),
-    Rule(r"", AGAIN, NETWORK, kind="SFTPError", lost=True),
-    Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError", lost=True),
-    Rule(r"", TWICE_MORE, DISK, kind="OSError"),
+    Rule(r"(?i)timeout", AGAIN, NETWORK, TIMED_OUT, kind="AuthenticationException"),
+    Rule(r"(?i)shut down|EOF", ONCE_MORE, HUNG_UP, kind="AuthenticationException"),
+    Rule(r"", NEVER, CHECK_SFTP_LOGIN, LOGIN_WRONG, kind="AuthenticationException"),
+    Rule(r"", NEVER, OLD_SERVER, kind="IncompatiblePeer"),
+    Rule(r"info request", NEVER, NEW_PASSWORD, PASSWORD_EXPIRED, kind="SSHException"),
+    Rule(r"", NEVER, NO_FOLDER, NOT_THERE, kind="FileNotFoundError", sound=True),
+    Rule(r"", NEVER, NO_ACCESS, NOT_ALLOWED, kind="PermissionError", sound=True),
+    Rule(r"(?i)unsupported|not supported", NEVER, LACKS, kind="OSError", sound=True),
+    Rule(r"", AGAIN, NETWORK, REFUSED, kind="ConnectionRefusedError"),
+    Rule(r"", AGAIN, NETWORK, TIMED_OUT, kind="TimeoutError"),
+    Rule(r"", AGAIN, NETWORK, NAME_UNKNOWN, kind="gaierror"),
+    Rule(r"", AGAIN, NETWORK, text("the connection was lost"), kind="EOFError|ConnectionError"),
+    Rule(r"", AGAIN, NETWORK, kind="SSHException|SFTPError"),
+    Rule(r"(?i)socket|closed|\[(Errno|WinError)", AGAIN, NETWORK, kind="OSError"),
+    Rule(r"", TWICE_MORE, DISK, kind="OSError", sound=True),
 )
 
 
@@ -3742,28 +3732,24 @@ def sftp_error(
 ) -> DeliveryError:
     """error while doing something on the server, classified.
 
-    where: the server itself, if it is about that; refused: what to do where the server's answer was
-    no.
+    where: the server itself, if it is about that; refused: what to do where its answer was no.
     """
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    kinds, told = str(type(error).__mro__), str(error)
     rule = next(
-        rule for rule in SFTP_RULES if rule.kind in kinds and re.search(rule.pattern, str(error))
+        rule for rule in SFTP_RULES if re.search(rule.kind, kinds) and re.search(rule.pattern, told)
     )
     reason = rule.says or foreign(error, hidden) or type(error).__name__
     server = text("SFTP at {where}", where=where) if where else "SFTP"
     message = text("{server}: {doing}: {reason}", server=server, doing=doing, reason=reason)
-    kind = ConnectionLost if rule.lost else DeliveryError
-    hint = (
-        refused
-        if refused and type(error) in (OSError, PermissionError) and not rule.lost
-        else rule.hint
-    )
+    kind = DeliveryError if rule.sound else ConnectionLost
+    is_refused = rule.sound and rule.says is not NOT_THERE
+    hint = refused if refused and is_refused else rule.hint
     return kind(message, hint, tries=rule.tries, wide=bool(where))
 
 
 # ----- The connection: dialled, its host key a pinned one, logged in
 
-# are not offered
+# paramiko has them still; they are not offered
 WEAK = {"ciphers": ["3des-cbc"], "macs": ["hmac-md5", "hmac-md5-96", "hmac-sha1-96"]}
 OUTDATED = re.compile("sha1$|^ssh-(rsa|dss)$|cbc|arcfour|md5|^hmac-sha1")
 # What both sides must have in common, in the words of OpenSSH's settings, and paramiko's name for
@@ -3778,16 +3764,12 @@ ALGORITHMS = {
 
 @functools.cache
 def transport_class() -> type[Any]:
-    """paramiko's Transport, that asks for the service of logging in once, and tells what the server offers.
-
-    The plain one asks for the service again before each method, which some servers refuse.
-    """
+    """paramiko's Transport, which also tells what the server offers."""
     import paramiko
-    from paramiko.common import cMSG_SERVICE_REQUEST
 
     usual: Any = paramiko.Transport
 
-    class Transport(paramiko.ServiceRequestingTransport):  # type: ignore[name-defined, misc]
+    class Transport(usual):  # type: ignore[misc]
         curve = "curve25519-sha256"  # by the name of RFC 8731
         _kex_info = usual._kex_info | {curve: usual._kex_info[f"{curve}@libssh.org"]}
         _preferred_kex = (curve, *usual._preferred_kex)
@@ -3801,47 +3783,32 @@ def transport_class() -> type[Any]:
             self.offers = super()._really_parse_kex_init(*message, **how)
             return self.offers
 
-        def ensure_session(self) -> None:
-            """paramiko's own waits for ever for a server that does not answer, or is gone."""
-            if self._service_userauth_accepted:
-                return
-            request = paramiko.Message()
-            request.add_byte(cMSG_SERVICE_REQUEST)
-            request.add_string("ssh-userauth")
-            self._send_message(request)
-            until_s = time.monotonic() + self.auth_timeout
-            while not self._service_userauth_accepted:
-                if not self.is_active():
-                    raise EOFError
-                if time.monotonic() > until_s:
-                    raise TimeoutError
-                time.sleep(0.01)
-            self.auth_handler = auth_handler_class()(self)
-
     return Transport
 
 
 @functools.cache
 def auth_handler_class() -> type[Any]:
-    """paramiko's, which makes the event that it waits for after it has asked: an answer that is quicker was lost."""
-    from paramiko.auth_handler import AuthOnlyHandler
+    """paramiko's, for a whole login: it asks for the service of logging in once.
 
-    class AuthHandler(AuthOnlyHandler):
-        def __init__(self, transport: Any) -> None:
-            self._answered = threading.Event()
-            super().__init__(transport)
+    The plain one asks for it again before each method, which some servers refuse.
+    """
+    import paramiko
+    import paramiko.auth_handler
 
-        @property
-        def auth_event(self) -> threading.Event:
-            return self._answered
+    usual: Any = paramiko.auth_handler.AuthHandler
 
-        @auth_event.setter
-        def auth_event(self, _event: object) -> None:
-            pass
+    class AuthHandler(usual):  # type: ignore[misc]
+        _has_asked = False
 
-        def send_auth_request(self, *values: Any) -> list[str]:
-            self._answered.clear()
-            return super().send_auth_request(*values)
+        def _request_auth(self) -> None:
+            if not self._has_asked:
+                self._has_asked = True
+                super()._request_auth()
+                return
+            granted = paramiko.Message()
+            granted.add_string("ssh-userauth")
+            granted.rewind()
+            self._parse_service_accept(granted)
 
     return AuthHandler
 
@@ -3851,38 +3818,37 @@ def key_kind(algorithm: str) -> str:
     return "ssh-rsa" if algorithm.startswith("rsa-") else algorithm
 
 
-class SftpLogin:
-    """The connection that all workers share: dialled by its first use, and again after it broke.
+class SftpLogin(Server):
+    """The connection that all workers share: dialled by its first use, and again after it broke."""
 
-    Callers hold a lock of theirs, but for `close` and `shut`, which are safe from another thread.
-    """
+    name = "SFTP"
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.where = address(settings.sftp_host, settings.sftp_port, settings.secrets)
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        super().__init__(settings, stop)
+        self.server = settings.sftp_host, settings.sftp_port
+        self.where = address(*self.server, settings.secrets)
         self.transport: Any = None
-        self._is_over = False
+        self._dialling, self._is_over = threading.Lock(), False
 
     @property
     def is_up(self) -> bool:
         return bool(self.transport and self.transport.is_active())
 
-    def dialled(self) -> Any:
-        """The connection, whose host key is a pinned one; no password has been sent yet."""
-        if self._is_over:
-            raise ConnectionLost(text("the run is over"))
-        if not self.is_up:
-            with self._closed_after_errors():
-                self._dial()
-        return self.transport
-
-    def logged_in(self) -> Any:
-        """The connection, logged in."""
-        transport = self.dialled()
-        if not transport.is_authenticated():
-            with self._closed_after_errors():
-                self._log_in(transport)
-        return transport
+    def ready(self, *, logged_in: bool = True) -> Any:
+        """The connection, whose host key is a pinned one. Without logged_in no password is sent."""
+        with self._dialling, self._translated(text("login"), self.where):
+            if self._is_over:
+                raise ConnectionLost(text("the run is over"))
+            try:
+                transport = self.transport
+                if not (transport and transport.is_active()):
+                    transport = self._dial()
+                if logged_in and not transport.is_authenticated():
+                    self._log_in(transport)
+            except BaseException:
+                self.close()
+                raise
+            return transport
 
     def close(self) -> None:
         """Close the connection at once, whatever state it is in. The next use dials again."""
@@ -3898,52 +3864,57 @@ class SftpLogin:
         self.close()
 
     @contextlib.contextmanager
-    def _closed_after_errors(self) -> Iterator[None]:
+    def _translated(
+        self, doing: Text, where: str = "", refused: Text | None = None
+    ) -> Iterator[None]:
+        """The seam for paramiko: its exceptions -> DeliveryError."""
+        import paramiko
+
         try:
             yield
-        except BaseException:
-            self.close()
-            raise
+        except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+            raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
 
-    def _dial(self) -> None:
+    def _fault(self, what: Text, hint: Text) -> DeliveryError:
+        """What is wrong with the server itself or with our login."""
+        message = text("SFTP at {where}: {what}", where=self.where, what=what)
+        return DeliveryError(message, hint, wide=True)
+
+    def _dial(self) -> Any:
         """Ask for the server's host keys, kind by kind, until one is pinned."""
         seen: dict[str, str] = {}
         kinds: Sequence[str] = ()
+        pinned = self.settings.sftp_host_keys
         while not seen or kinds:
-            self._connect(kinds)
-            key = self.transport.get_remote_server_key()
-            seen[key_kind(self.transport.host_key_type)] = key.fingerprint
-            if self._is_pinned(key):
-                return
+            transport = self._connect(kinds)
+            fingerprint = transport.get_remote_server_key().fingerprint
+            if not pinned or fingerprint in pinned:
+                return transport
+            seen[key_kind(transport.host_key_type)] = fingerprint
             kinds = [
                 kind
-                for kind in self.transport.preferred_keys
-                if kind in self.transport.offers["server_key_algo_list"]
-                and key_kind(kind) not in seen
+                for kind in transport.preferred_keys
+                if kind in transport.offers["server_key_algo_list"] and key_kind(kind) not in seen
             ]
         keys = ", ".join(f"{fingerprint} ({kind})" for kind, fingerprint in seen.items())
-        template = "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}"
         hint = text(
             "do not go on: ask the server's administrator whether the key was changed; no password was sent"
         )
-        raise DeliveryError(text(template, where=self.where, keys=keys), hint, wide=True)
+        template = "the server shows another host key than SFTP_HOST_KEY: {keys}"
+        raise self._fault(text(template, keys=keys), hint)
 
-    def _is_pinned(self, key: paramiko.PKey) -> bool:
-        pinned = self.settings.sftp_host_keys
-        return not pinned or any(secrets.compare_digest(key.fingerprint, one) for one in pinned)
-
-    def _connect(self, kinds: Sequence[str]) -> None:
+    def _connect(self, kinds: Sequence[str]) -> Any:
         """A new connection; kinds: of host keys to ask for, if not any."""
         import paramiko
 
         self.close()
-        settings, limit_s = self.settings, self.settings.connect_timeout_seconds
-        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), limit_s)
+        limit_s = self.settings.connect_timeout_seconds
+        sock = socket.create_connection(self.server, limit_s)
         # small requests would wait for Nagle's algorithm
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport = transport = transport_class()(sock, disabled_algorithms=WEAK)
         transport.banner_timeout = transport.auth_timeout = limit_s
-        transport.use_compression(settings.sftp_compress)
+        transport.use_compression(self.settings.sftp_compress)
         if kinds:
             transport.get_security_options().key_types = kinds
         try:
@@ -3951,33 +3922,22 @@ class SftpLogin:
         except paramiko.SSHException as error:
             self._explain(transport, error)
             raise
+        return transport
 
     def _explain(self, transport: Any, error: Exception) -> None:
         """Raise what paramiko does not know: another server's port, or the algorithms that the server offers."""
-        settings = self.settings
-        if "banner" in str(error) and greeting(
-            settings.sftp_host, settings.sftp_port, SSL_REQUEST
-        ) in (b"S", b"N"):
-            message = text(
-                "SFTP at {where}: PostgreSQL answers there, not an SFTP server", where=self.where
-            )
-            raise DeliveryError(
-                message, text("check SFTP_PORT: SFTP's port is mostly 22"), wide=True
-            )
+        if "banner" in str(error) and greeting(*self.server, SSL_REQUEST) in (b"S", b"N"):
+            hint = text("check SFTP_PORT: SFTP's port is mostly 22")
+            raise self._fault(text("PostgreSQL answers there, not an SFTP server"), hint)
         for name, (theirs, ours) in ALGORITHMS.items():
             offered, known = transport.offers.get(theirs, ()), getattr(transport, ours)
             if offered and not set(offered) & set(known):
-                template = "SFTP at {where}: no {name} in common; the server offers {offered}"
-                message = text(
-                    template, where=self.where, name=name, offered=foreign(", ".join(offered))
-                )
-                is_old = all(map(OUTDATED.search, offered))
-                hint = (
-                    OLD_SERVER
-                    if is_old
-                    else text("its administrator can allow one of: {known}", known=", ".join(known))
-                )
-                raise DeliveryError(message, hint, wide=True)
+                hint = text("its administrator can allow one of: {known}", known=known)
+                if all(map(OUTDATED.search, offered)):
+                    hint = OLD_SERVER
+                theirs = foreign(", ".join(offered))
+                template = "no {name} in common; the server offers {offered}"
+                raise self._fault(text(template, name=name, offered=theirs), hint)
 
     def _log_in(self, transport: Any) -> None:
         """Log in by what config.env has, each method once, as the server asks for them.
@@ -3986,26 +3946,28 @@ class SftpLogin:
         """
         import paramiko
 
-        ways = self._ways(transport)
+        transport.auth_handler = handler = auth_handler_class()(transport)
+        ways = self._ways(handler)
         wanted: Sequence[str] = ()
         while not transport.is_authenticated():
             method = next((method for method in ways if not wanted or method in wanted), None)
             if not method:
                 raise self._wants(", ".join(wanted))
-            was_asked_for, way = method in wanted, ways.pop(method)
+            was_asked_for, answered = method in wanted, threading.Event()
+            ask, what = ways.pop(method)
             try:
-                wanted = way()
+                ask(self.settings.sftp_user, what, answered)
+                wanted = handler.wait_for_response(answered)
             except paramiko.BadAuthenticationType as error:
                 if not any(error.allowed_types):  # refused, and no other way is left
                     raise
                 wanted = error.allowed_types
                 if not was_asked_for:
-                    ways[method] = way  # not now, perhaps later
+                    ways[method] = ask, what  # not now, perhaps later
 
-    def _ways(self, transport: Any) -> dict[str, Callable[[], Sequence[str]]]:
-        """The methods for which config.env has something."""
-        settings, asked = self.settings, list[str]()
-        user, password = settings.sftp_user, settings.sftp_password
+    def _ways(self, handler: Any) -> dict[str, tuple[Callable[..., None], Any]]:
+        """The methods for which config.env has something, and what that is."""
+        asked, password = list[str](), self.settings.sftp_password
 
         def answer(_title: str, _text: str, fields: Sequence[tuple[str, bool]]) -> list[str]:
             """What a server that asks questions gets: the password to the first one."""
@@ -4014,20 +3976,20 @@ class SftpLogin:
                 raise self._wants(asked[-1])
             return [password] * len(fields)
 
-        ways: dict[str, Callable[[], Sequence[str]]] = {}
-        if settings.sftp_key_file:
-            ways["publickey"] = lambda: transport.auth_publickey(user, load_key(settings))
+        ways: dict[str, tuple[Callable[..., None], Any]] = {}
+        if self.settings.sftp_key_file:
+            ways["publickey"] = handler.auth_publickey, load_key(self.settings)
         if password:
-            ways["password"] = lambda: transport.auth_password(user, password, fallback=False)
-            ways["keyboard-interactive"] = lambda: transport.auth_interactive(user, answer)
+            ways["password"] = handler.auth_password, password
+            ways["keyboard-interactive"] = handler.auth_interactive, answer
         return ways
 
     def _wants(self, what: str) -> DeliveryError:
         """A login that cannot be served unattended, or lacks a setting."""
+        hint = text("ask the server's administrator for a login that needs nothing else")
         # a question may quote the answer to the one before
         what = foreign(what, self.settings.secrets)
-        template = "SFTP at {where}: login: the server also wants {what}"
-        return DeliveryError(text(template, where=self.where, what=what), UNATTENDED, wide=True)
+        return self._fault(text("login: the server also wants {what}", what=what), hint)
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -4110,7 +4072,6 @@ def client_class() -> type[Any]:
         def get_text(self) -> str:
             return self.get_string().decode("utf-8", "replace")
 
-    class WholeReply(Reply):
         def get_bytes(self, n: int) -> bytes:
             data = self.packet.read(n)
             if len(data) < n:
@@ -4120,11 +4081,11 @@ def client_class() -> type[Any]:
     class Client(paramiko.SFTPClient):
         def _request(self, kind: int, *values: Any) -> tuple[int, paramiko.Message]:
             kind, message = super()._request(kind, *values)  # type: ignore[misc]
-            return kind, WholeReply(message.get_remainder())
+            return kind, Reply(message.get_remainder())
 
         def _convert_status(self, msg: paramiko.Message) -> None:
-            WholeReply(msg.get_remainder()).get_int()  # the code; texts may be left out
-            super()._convert_status(Reply(msg.get_remainder()))  # type: ignore[misc]
+            no_text = bytes(4)  # some servers leave it out
+            super()._convert_status(Reply(msg.get_remainder() + no_text))  # type: ignore[misc]
 
     return Client
 
@@ -4142,10 +4103,7 @@ def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
     except Exception as refused:
         if not is_answer(refused):
             raise
-        try:
-            entries = client.listdir_attr(str(path.parent))
-        except Exception as error:
-            raise (refused if is_answer(error) else error) from None
+    entries = client.listdir_attr(str(path.parent))
     return next((entry for entry in entries if entry.filename == path.name), None)
 
 
@@ -4187,36 +4145,30 @@ class Writer:
     its answers in order, throws the others away and then waits for ever for what it threw away.
     """
 
-    def __init__(self, client: Any, handle: bytes, longest: int) -> None:
-        self.client, self.handle, self.longest = client, handle, longest
-        self.sent, self._waiting = 0, 0
+    def __init__(self, client: Any) -> None:
+        self.client, self._waiting = client, 0
         self._refused: Exception | None = None
 
-    def write(self, data: bytes) -> None:
-        """Send data, in pieces that the server takes.
-
-        Raises what an earlier piece was answered with.
-        """
+    def write(self, handle: bytes, chunks: Iterable[bytes], longest: int) -> None:
+        """Send chunks, in pieces that the server takes. Raises the first refusal, after all answers."""
         from paramiko.sftp import CMD_WRITE, int64
 
-        for start in range(0, len(data), self.longest):
-            piece = data[start : start + self.longest]
-            self.client._async_request(self, CMD_WRITE, self.handle, int64(self.sent), piece)
-            self.sent += len(piece)
-            self._waiting += 1
-            self._take(IN_FLIGHT)
-
-    def finish(self) -> None:
-        """Wait for every answer. Raises the first refusal."""
+        sent = 0
+        for chunk in chunks:
+            for start in range(0, len(chunk), longest):
+                piece = chunk[start : start + longest]
+                self.client._async_request(self, CMD_WRITE, handle, int64(sent), piece)
+                sent += len(piece)
+                self._waiting += 1
+                self._take(IN_FLIGHT)
         self._take(0)
-        if self._refused:
-            raise self._refused
 
     def _take(self, most: int) -> None:
-        while self._waiting > most:
+        """Take answers until no more than most are missing; after a refusal, until none is."""
+        while self._waiting > (0 if self._refused else most):
             self.client._read_response()
-        if self._refused and most:
-            self.finish()
+        if self._refused:
+            raise self._refused
 
     def _async_response(self, _kind: int, message: paramiko.Message, _number: int) -> None:
         """paramiko's client hands over the answer to one of our requests."""
@@ -4233,43 +4185,31 @@ def gone(temp: PurePosixPath) -> MayBeOut:
     return MayBeOut(message, text("set SFTP_STAGING_DIR: something takes files of any name"))
 
 
-class DropFolders(Server):
+class DropFolders(SftpLogin):
     """The SFTP server's folders, over one login and a channel for each thread that asks at the same time.
 
     Knows nothing of retrying: every method raises DeliveryError, classified; ConnectionLost says
     that nobody knows whether the request was carried out.
     """
 
-    name = "SFTP"
-
     def __init__(self, settings: Settings, stop: Stop) -> None:
         super().__init__(settings, stop)
-        self._login = SftpLogin(settings)
-        self.close, self.shut = self._login.close, self._login.shut
         self._channels: Pool[Any] = Pool(stop, text("SFTP channels"))
-        self._longest_write = 0  # of this server; 0: not known yet
-        self._has_served = False  # this login has had SFTP in this run
+        self._longest_write = 0  # of this server; 0: this login has not had SFTP yet
 
     def open(self) -> None:
         """Dial and log in, unless that was done."""
-        with self._client():
+        with self._client(text("login")):
             pass
 
     def host_key(self) -> str:
         """The host key that the server shows, with its kind; no password is sent."""
-        with (
-            self._channels.changed,
-            self._translated(text("asking for the host key"), self._login.where),
-        ):
-            key = self._login.dialled().get_remote_server_key()
-            return f"{key.fingerprint} ({key.get_name()})"
+        key = self.ready(logged_in=False).host_key
+        return f"{key.fingerprint} ({key.get_name()})"
 
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
-        with (
-            self._client() as client,
-            self._translated(text("looking for {path}", path=path), refused=LET_LIST),
-        ):
+        with self._client(text("looking for {path}", path=path), LET_LIST) as client:
             found = told(client, path)
         if found and found.st_size is None:
             return self.read_back(path)[0]
@@ -4280,15 +4220,14 @@ class DropFolders(Server):
 
         Never created: a misspelt one would be fed for ever.
         """
-        doing = text("drop folder {path}", path=folder)
-        with self._client() as client, self._translated(doing, refused=NO_FOLDER):
+        with self._client(text("drop folder {path}", path=folder), NO_FOLDER) as client:
             try:
                 mode = client.stat(str(folder)).st_mode or 0
             except Exception as error:
                 if not is_answer(error):
                     raise
                 client.listdir(str(folder))
-                mode = 0
+                return
         if mode & 0o170000 not in (0, 0o040000):  # some servers tell no type
             message = text("drop folder {path}: is not a folder", path=folder)
             raise DeliveryError(message, text("correct '-- folder:' in the query file"))
@@ -4301,14 +4240,12 @@ class DropFolders(Server):
         """
         acknowledged = False
         try:
-            with self._client() as client:
-                with self._translated(text("creating {path}", path=temp), refused=NO_TEMP):
+            with self._client(text("writing {path}", path=temp)) as client:
+                with self._translated(text("creating {path}", path=temp), refused=NO_ACCESS):
                     handle = create(client, temp)
-                with self._translated(text("writing {path}", path=temp)):
-                    self._write(client, handle, chunks)
-                    acknowledged = True
-                with self._translated(text("closing {path}", path=temp)):
-                    close_file(client, handle)
+                self._write(client, handle, chunks)
+                acknowledged = True
+                close_file(client, handle)
         except DeliveryError as error:
             if not acknowledged:
                 raise
@@ -4336,11 +4273,7 @@ class DropFolders(Server):
         """The size and SHA-256 of a file as it stands on the server, up to most bytes of it."""
         digest, size = hashlib.sha256(), 0
         doing = text("reading {path} back", path=path)
-        with (
-            self._client() as client,
-            self._translated(doing, refused=LET_READ),
-            client.open(str(path), "rb") as file,
-        ):
+        with self._client(doing, LET_READ) as client, client.open(str(path), "rb") as file:
             if most < 1 << 62:
                 file.prefetch(most, IN_FLIGHT)
             while size < most and (chunk := file.read(min(CHUNK_BYTES, most - size))):
@@ -4360,23 +4293,20 @@ class DropFolders(Server):
         what it answers is raised, and nothing was asked for.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
-        refused = NO_MOVE if self.settings.sftp_staging_dir else NO_RENAME
         try:
-            with self._client() as client, self._translated(doing, refused=refused):
-                late = objection()
-                if not late:
-                    client.rename(str(temp), str(final))
+            with self._client(doing, NO_RENAME) as client:
+                if late := objection():
+                    raise late
+                client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
                 # a virus scanner on the server may hold the file for some seconds
                 error.tries = TWICE_MORE
             raise
-        if late:  # raised here, for the channel is sound
-            raise late
 
     def remove(self, path: PurePosixPath) -> bool:
         """Remove a file; whether it was there."""
-        with self._client() as client, self._translated(text("removing {path}", path=path)):
+        with self._client(text("removing {path}", path=path)) as client:
             try:
                 client.remove(str(path))
             except FileNotFoundError:
@@ -4387,8 +4317,6 @@ class DropFolders(Server):
         """See that no such file is there, whether there was one or not."""
         try:
             self.remove(path)
-        except ConnectionLost:
-            raise
         except DeliveryError:
             if self.size(path) is not None:
                 raise
@@ -4397,66 +4325,48 @@ class DropFolders(Server):
         """Every byte acknowledged. A server that fails gets shorter writes from then on."""
         from paramiko.sftp import CMD_CLOSE
 
-        longest = self._longest_write or self._usual_write()
-        writer = Writer(client, handle, longest)
+        longest = self._longest_write
         try:
-            for chunk in chunks:
-                writer.write(chunk)
-            writer.finish()
+            Writer(client).write(handle, chunks, longest)
         except BaseException as error:
-            shorter = WRITE_BYTES if longest > WRITE_BYTES else longest // 2
-            self._longest_write = max(SHORTEST_WRITE_BYTES, shorter)
+            self._longest_write = max(SHORTEST_WRITE_BYTES, min(WRITE_BYTES, longest // 2))
             if not isinstance(error, (TimeoutError, EOFError)):
                 # Only told: closing for an answer would wait for the same silent server.
                 client._async_request(type(None), CMD_CLOSE, handle)
             raise
 
-    def _usual_write(self) -> int:
-        transport = self._login.transport
-        return (
-            OPENSSH_WRITE_BYTES
-            if transport and "OpenSSH" in transport.remote_version
-            else WRITE_BYTES
-        )
-
     @contextlib.contextmanager
-    def _client(self) -> Iterator[Any]:  # paramiko's stubs know only half of its client
+    def _client(self, doing: Text, refused: Text | None = None) -> Iterator[Any]:
         """A channel of this thread's own, until the block ends; one that broke is not used again."""
-        client = self._take()
-        sound = True
-        try:
-            yield client
-        except DeliveryError as error:
-            sound = not isinstance(error, ConnectionLost)
-            raise
-        except BaseException:
-            sound = False  # in the middle of a request, for all we know
-            raise
-        finally:
-            self._give_back(client, sound)
-
-    def _take(self) -> Any:
-        """A channel on the connection of this moment, which is made where there is none."""
         with self._channels.changed:
             if self.down:
                 raise self.down
-            if not self._login.is_up:
+            if not self.is_up:
                 self._channels.empty()
         try:
-            return self._channels.take(self._open_channel)
+            client = self._channels.take(self._open_channel)
         except DeliveryError:
             self._close_unused()
             raise
+        is_sound = False  # in the middle of a request, for all we know
+        try:
+            with self._translated(doing, refused=refused):
+                yield client
+            is_sound = True
+        except PipelineError as error:
+            is_sound = not isinstance(error, ConnectionLost)
+            raise
+        finally:
+            self._give_back(client, is_sound)
 
-    def _give_back(self, client: Any, sound: bool) -> None:
+    def _give_back(self, client: Any, is_sound: bool) -> None:
         channel = client.get_channel()
-        is_current = channel and channel.get_transport() is self._login.transport
-        sound = sound and is_current and not channel.closed
-        self._channels.give_back(client, sound)
-        if not sound and channel:
+        is_sound = is_sound and not channel.closed
+        self._channels.give_back(client, is_sound)
+        if not is_sound:
             break_off(channel)
-        if not sound and is_current:  # or it would be another thread's new connection
-            self._close_unused()
+            if channel.get_transport() is self.transport:
+                self._close_unused()
 
     def _close_unused(self) -> None:
         """After trouble the connection is given up, unless others are using it."""
@@ -4465,43 +4375,29 @@ class DropFolders(Server):
             if not self._channels.made:
                 self.close()
 
-    @contextlib.contextmanager
-    def _translated(
-        self, doing: Text, where: str = "", refused: Text | None = None
-    ) -> Iterator[None]:
-        """The seam for paramiko: its exceptions -> DeliveryError."""
-        import paramiko
-
-        try:
-            yield
-        except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
-            raise sftp_error(error, doing, self.settings.secrets, where, refused) from error
-
     def _open_channel(self) -> Any:
         """A new channel with SFTP on it. It is counted already: nobody closes its connection.
 
         A refusal leaves the connection sound: the server has no more of them, or none at all.
         """
-        with (
-            self._channels.changed,  # one thread dials, the others wait
-            self._translated(text("login"), self._login.where),
-        ):
-            transport = self._login.logged_in()
+        transport = self.ready()
+        has_served = self._longest_write > 0
         doing = text("logged in, but SFTP does not start")
-        if self._has_served:
+        if has_served:
             doing = text("a new channel")
         try:
-            with self._translated(doing, self._login.where):
+            with self._translated(doing, self.where):
                 client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
-            if not self._has_served:
-                error.hint, error.tries = NO_SFTP, ONCE_MORE
-            if not transport.is_active():
-                raise
-            fault = DeliveryError(error.message, error.hint, tries=ONCE_MORE, wide=True)
-            fault.scarce = True
-            raise fault from error
-        self._has_served = True
+            error.scarce = transport.is_active()
+            if not has_served:
+                error.hint = NO_SFTP
+            if error.scarce or not has_served:
+                error.tries = ONCE_MORE
+            raise
+        if not has_served:
+            is_openssh = "OpenSSH" in transport.remote_version
+            self._longest_write = OPENSSH_WRITE_BYTES if is_openssh else WRITE_BYTES
         return client
 
 
@@ -4516,29 +4412,25 @@ CHECK_QUERY = text(
 CHECK_COLUMNS = text(
     "correct the query's column names, or its 'columns:' line if the dialer's layout really changed"
 )
-NOT_LATE = text("nothing to do: it is not sent late")
 
 
 def layout_objection(columns: Sequence[str], campaign: Campaign) -> Held | None:
     """Why columns are not what the dialer expects; None if they are."""
-    if not columns:
-        return Held(text("the query returns no columns"), CHECK_COLUMNS)
     twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        return Held(text("column {name} comes twice", name=foreign(twice[0])), CHECK_COLUMNS)
-    if campaign.columns is not None and tuple(columns) != campaign.columns:
-        return Held(
-            text(
-                "the columns changed: {what}",
-                what=in_a_row(changed_columns(columns, campaign.columns)),
-            ),
-            CHECK_COLUMNS,
-        )
     absent = [name for name in (*campaign.phones, *campaign.unique) if name not in columns]
-    if absent:
+    if not columns:
+        reason = text("the query returns no columns")
+    elif twice:
+        reason = text("column {name} comes twice", name=foreign(twice[0]))
+    elif campaign.columns is not None and tuple(columns) != campaign.columns:
+        what = in_a_row(changed_columns(columns, campaign.columns))
+        reason = text("the columns changed: {what}", what=what)
+    elif absent:
         template = "phones: or unique: names the column {name}, which the query does not return"
-        return Held(text(template, name=foreign(absent[0])), CHECK_COLUMNS)
-    return None
+        reason = text(template, name=foreign(absent[0]))
+    else:
+        return None
+    return Held(reason, CHECK_COLUMNS)
 
 
 def changed_columns(columns: Sequence[str], expected: Sequence[str]) -> list[Text]:
@@ -4584,7 +4476,9 @@ def rows_objection(
 def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> PipelineError | None:
     """Why it is too late (or too early) to publish a mailing of this run now; None if it is not."""
     reason = None if ignore_hours else campaign.hours.why_not(stop.clock.now())
-    return Held(reason, NOT_LATE) if reason else stop.error
+    if reason:
+        return Held(reason, text("nothing to do: it is not sent late"))
+    return stop.error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5118,6 +5012,14 @@ def print_problems(console: Console, problems: Iterable[Problem]) -> None:
         tell(console, problem._replace(who=", ".join(everybody)).sentence, problem.hint)
 
 
+def worst(errors: Sequence[PipelineError], passed: Collection[ExitCode] = ()) -> ExitCode:
+    """The code of a whole run: 5 and 6 only if a stage failed and nothing passed it."""
+    codes = {error.exit_code for error in errors} - {ExitCode.OK}
+    stages = {error.exit_code for error in errors if error.wide}.difference(passed)
+    decisive = codes & {ExitCode.BUG, ExitCode.USAGE} | stages & {ExitCode.DATABASE, ExitCode.SFTP}
+    return min(decisive, default=ExitCode.PARTIAL if codes else ExitCode.OK)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
@@ -5131,19 +5033,12 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the whole run: 5 and 6 only if a stage failed and nothing got through it."""
-        errors = [mailing.error for mailing in self.mailings if mailing.error]
-        codes = {error.exit_code for error in errors} - {ExitCode.OK}
-        if not codes or ExitCode.BUG in codes:
-            return ExitCode.BUG if codes else ExitCode.OK
+        """The code of the whole run."""
         states = {mailing.state for mailing in self.mailings}
-        stages = {error.exit_code for error in errors if error.wide}
-        exported = {State.DELIVERED, State.READY, State.EMPTY, State.HELD}
-        if ExitCode.DATABASE in stages and not states & exported:
-            return ExitCode.DATABASE
-        if ExitCode.SFTP in stages and State.DELIVERED not in states:
-            return ExitCode.SFTP
-        return ExitCode.PARTIAL
+        passed = {ExitCode.SFTP} if State.DELIVERED in states else set()
+        if states & {State.DELIVERED, State.READY, State.EMPTY, State.HELD}:
+            passed.add(ExitCode.DATABASE)
+        return worst([mailing.error for mailing in self.mailings if mailing.error], passed)
 
     @property
     def totals(self) -> Text:
@@ -5922,12 +5817,10 @@ class Finding:
         return self.error.hint if self.error else None
 
 
-def finding(what: Text, action: Callable[[], Text | None]) -> Finding:
-    """What action says, or the error that it raised."""
+def finding(what: Text, action: Callable[..., Text | None], *values: Any) -> Finding:
+    """What action says of values, or the error that it raised."""
     try:
-        return Finding(what, action() or text("ok"))
-    except SettingsFault as error:
-        return Finding(what, in_a_row(error.faults), error)
+        return Finding(what, action(*values) or text("ok"))
     except PipelineError as error:
         return Finding(what, error.message, error)
 
@@ -5944,22 +5837,16 @@ def check_query(database: Database, campaign: Campaign) -> Text:
         if objection := layout_objection(columns, campaign):
             raise objection
         rows = session.run(f"EXPLAIN {campaign.select.text}", campaign.select.line).fetchall()
-    plan, words = "\n".join(str(row[0]) for row in rows), campaign.select.words
-    calls = any(
-        word in ("NEXTVAL", "SETVAL") and then == "(" for word, then in itertools.pairwise(words)
-    )
+    plan = "\n".join(str(row[0]) for row in rows)
+    calls = re.search(r"\b(NEXT|SET)VAL \(", " ".join(campaign.select.words))
     if campaign.read_only and (WRITES.search(plan) or calls):
         where = place_in(campaign.source, campaign.select.line)
-        message = text(
-            "{where}: the query writes or locks, in a read-only transaction", where=where
-        )
-        raise DatabaseError(message, WRITES_HINT)
+        template = "{where}: the query writes or locks, in a read-only transaction"
+        raise DatabaseError(text(template, where=where), WRITES_HINT)
     if campaign.columns:
         return text("{count} columns", count=len(columns))
-    shown_names = foreign(";".join(columns))
-    return text(
-        "{count} columns, no 'columns:' line: {names}", count=len(columns), names=shown_names
-    )
+    template = "{count} columns, no 'columns:' line: {names}"
+    return text(template, count=len(columns), names=foreign(";".join(columns)))
 
 
 PROBE = b"probe of mailing_pipeline --check; may be deleted\r\n"
@@ -5974,6 +5861,7 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     drops.check_folder(folder)
     names = [settings.sftp_temp_name.replace("{id}", secrets.token_hex(4)) for _ in range(2)]
     probe, renamed = ((settings.sftp_staging_dir or folder) / name for name in names)
+    left = None  # one that may not be removed is said, not hidden
     try:
         drops.size(renamed)  # of a file that is not there
         drops.send(probe, [PROBE])
@@ -5981,10 +5869,14 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
         if settings.sftp_verify == "hash":
             drops.read_back(probe)
         drops.rename(probe, renamed)
-    except BaseException:
-        remove_probes(drops, probe, renamed)
-        raise
-    if left := remove_probes(drops, probe, renamed):
+    finally:
+        for path in (probe, renamed):
+            try:
+                drops.clear(path)
+            except DeliveryError as error:
+                left, template = path, "{path} may stay on the server: {reason}"
+                log.warning(text(template, path=path, reason=error.message))
+    if left:
         return text("exists, can write, can rename, but not remove: {path} stays there", path=left)
     if settings.sftp_staging_dir:
         return text(
@@ -5993,38 +5885,22 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     return text("exists, can write, can rename")
 
 
-def remove_probes(drops: DropFolders, *probes: PurePosixPath) -> PurePosixPath | None:
-    """One that may not be removed is said, not hidden."""
-    left = None
-    for probe in probes:
-        try:
-            drops.clear(probe)
-        except DeliveryError as error:
-            left = probe
-            log.warning(
-                text("{path} may stay on the server: {reason}", path=probe, reason=error.message)
-            )
-    return left
-
-
 def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
     """Everything that a run needs, one by one; nothing is sent, and nothing stays behind."""
     stop = Stop(clock, settings.run_deadline_minutes)
     database, drops = Database(settings, stop), DropFolders(settings, stop)
     found = [Finding(text("settings"), text("ok"))]
-    found += [*check_pc(settings.folder), *check_telling(settings)]
-    found += check_files(files)
-    found.append(finding(text("ledger"), functools.partial(check_ledger, settings, clock)))
+    found += [*check_pc(settings.folder), *check_telling(settings), *check_files(files)]
+    found.append(finding(text("ledger"), check_ledger, settings, clock))
     with contextlib.closing(database), contextlib.closing(drops), watchdog(stop, drops):
         several = files.campaigns[: settings.query_workers]
-        login = finding(text("database login"), lambda: database.probe(several))
+        login = finding(text("database login"), database.probe, several)
         found.append(login)
         for campaign in () if login.error else files.campaigns:
             what = text("query {file}", file=campaign.source)
-            found.append(finding(what, functools.partial(check_query, database, campaign)))
+            found.append(finding(what, check_query, database, campaign))
         found += [Finding(login.what, note, is_note=True) for note in database.notes]
-        found += check_sftp(drops, files.campaigns)
-    return found
+        return found + check_sftp(drops, files.campaigns)
 
 
 def check_ledger(settings: Settings, clock: Clock) -> Text | None:
@@ -6038,56 +5914,42 @@ def check_ledger(settings: Settings, clock: Clock) -> Text | None:
 ALLOWS_OTHERS = re.compile(r"\(A;[^)]*;(WD|BU|AU|IU|BG|AN|DU|S-1-5-21-[-\d]+-513)\)")
 
 
-def check_pc(folder: Path) -> Iterator[Finding]:
+def check_pc(folder: Path) -> list[Finding]:
     """Whether the folder with passwords and customers' data is where others reach it: notes, for a run works there."""
-    what = text("folder {path}", path=folder)
+    notes = []
     if is_open_to_others(folder):
-        note = text(
-            "other users of this PC may open it; README.md says how to keep it to this user"
+        notes.append(
+            text("other users of this PC may open it; README.md says how to keep it to this user")
         )
-        yield Finding(what, note, is_note=True)
     if any(part.startswith("OneDrive") for part in folder.parts):
-        note = text("OneDrive uploads what is in it, customers' data too: move it out of there")
-        yield Finding(what, note, is_note=True)
-    if os.name == "nt" and is_on_network(folder):
-        yield Finding(
-            what, text("it is on the network: move it to this PC's own disk"), is_note=True
+        notes.append(
+            text("OneDrive uploads what is in it, customers' data too: move it out of there")
         )
+    if is_on_network(folder):
+        notes.append(text("it is on the network: move it to this PC's own disk"))
+    return [Finding(text("folder {path}", path=folder), note, is_note=True) for note in notes]
 
 
 def is_open_to_others(folder: Path) -> bool:
     """Whether somebody but this user, administrators and the system may read or change what is there."""
     if os.name != "nt":
         return bool(folder.stat().st_mode & 0o077)
-    return bool(ALLOWS_OTHERS.search(access_list(folder)))
-
-
-def access_list(folder: Path) -> str:
-    """Who may do what with a folder, in Windows' notation (SDDL); '' where Windows does not say."""
     import ctypes
 
     advapi = ctypes.WinDLL("advapi32")  # type: ignore[attr-defined,unused-ignore]
-    kind, part = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
     access, words = ctypes.c_void_p(), ctypes.c_wchar_p()
-    advapi.GetNamedSecurityInfoW(
-        str(folder), kind, part, None, None, None, None, ctypes.byref(access)
-    )
+    file, rights = 1, 4  # SE_FILE_OBJECT, DACL_SECURITY_INFORMATION
+    unused = [None] * 4
+    advapi.GetNamedSecurityInfoW(str(folder), file, rights, *unused, ctypes.byref(access))
+    convert = advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW
     if access:
-        advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW(
-            access, 1, part, ctypes.byref(words), None
-        )
-    return words.value or ""
-
-
-DRIVE_REMOTE = 4
+        convert(access, 1, rights, ctypes.byref(words), None)
+    return bool(ALLOWS_OTHERS.search(words.value or ""))
 
 
 def is_on_network(folder: Path) -> bool:
-    """Whether Windows has it from another computer: a drive letter can hide that."""
-    import ctypes
-
-    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    return folder.anchor.startswith("\\\\") or kernel.GetDriveTypeW(folder.anchor) == DRIVE_REMOTE
+    """Whether Windows has it from another computer: a drive letter can hide that, not from `resolve`."""
+    return folder.resolve().anchor.startswith("\\\\")
 
 
 def check_telling(settings: Settings) -> Iterator[Finding]:
@@ -6099,12 +5961,14 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
         import apprise
 
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-        known = [apprise.Apprise.instantiate(url) is not None for url in urls]
-        numbers = [str(number) for number, is_known in enumerate(known, 1) if not is_known]
+        numbers = [
+            str(number)
+            for number, url in enumerate(urls, 1)
+            if apprise.Apprise.instantiate(url) is None
+        ]
         told = text("apprise cannot use URL {numbers}: wrong kind, or incomplete", numbers=numbers)
-        yield Finding(
-            text("{key}", key="ALERT_URLS"), told if numbers else text("ok"), is_note=bool(numbers)
-        )
+        what = text("{key}", key="ALERT_URLS")
+        yield Finding(what, told, is_note=True) if numbers else Finding(what, text("ok"))
     if url := settings.heartbeat_url:
         is_url = bool(re.match(r"(?i)https?://[^/\s]", url))
         told = text("ok") if is_url else text("it must begin with https://")
@@ -6120,25 +5984,24 @@ def check_files(files: QueryFiles) -> list[Finding]:
     return found + [Finding(text("queries"), note, is_note=True) for note in files.notes]
 
 
+def check_host_key(drops: DropFolders) -> Text:
+    """The host key that the server shows: the pinned one, if one is."""
+    key = drops.host_key()
+    told = text("the server shows {key}", key=key)
+    if not drops.settings.sftp_host_keys:
+        template = "if the server's administrator confirms it, set SFTP_HOST_KEY={key}"
+        raise SettingsFault(told, hint=text(template, key=key.partition(" ")[0]))
+    return told
+
+
 def check_sftp(drops: DropFolders, campaigns: Sequence[Campaign]) -> list[Finding]:
     """Host key, login and each drop folder."""
-    key = finding(text("SFTP host key"), lambda: text("{key}", key=drops.host_key()))
-    if not key.error and not drops.settings.sftp_host_keys:
-        seen = str(key.told)
-        hint = text(
-            "if the server's administrator confirms it, set SFTP_HOST_KEY={key}",
-            key=seen.partition(" ")[0],
-        )
-        missing = text("the server shows {key}", key=seen)
-        fault = SettingsFault(missing)
-        fault.hint = hint
-        key = Finding(key.what, missing, fault)
-    found = [key]
-    if not key.error:
+    found = [finding(text("SFTP host key"), check_host_key, drops)]
+    if not found[0].error:
         found.append(finding(text("SFTP login"), drops.open))
     for campaign in () if found[-1].error else campaigns:
         what = text("folder {path}", path=campaign.folder)
-        found.append(finding(what, functools.partial(check_folder, drops, campaign.folder)))
+        found.append(finding(what, check_folder, drops, campaign.folder))
     return found
 
 
@@ -6151,20 +6014,6 @@ def print_findings(findings: Sequence[Finding], console: Console, language: str)
         console.print(f"[{style}]{mark.told(language):5}[/]", end=" ")
         hint = line.hint.told(language) if line.hint else ""
         tell(console, text("{what}: {told}", what=line.what, told=line.told).told(language), hint)
-
-
-def check_code(findings: Sequence[Finding]) -> ExitCode:
-    """The exit code that a run with the same faults would have."""
-    errors = [line.error for line in findings if line.error]
-    codes = {error.exit_code for error in errors}
-    for code in (ExitCode.BUG, ExitCode.USAGE):
-        if code in codes:
-            return code
-    wide = {error.exit_code for error in errors if error.wide}
-    for code in (ExitCode.DATABASE, ExitCode.SFTP):
-        if code in wide:
-            return code
-    return ExitCode.PARTIAL if codes else ExitCode.OK
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7031,7 +6880,7 @@ def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Cloc
 def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
     findings = check(settings, choose(files, asked.only), clock)
-    code, lines = check_code(findings), []
+    code, lines = worst([line.error for line in findings if line.error]), []
     for line in findings:
         told = {"message": str(line.told), "hint": str(line.hint or "")}
         lines.append({"what": str(line.what), "ok": not line.error} | told)
@@ -7452,8 +7301,8 @@ PORTUGUESE: dict[str, str] = {
     "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})": (
         "o banco de dados é uma réplica atrasada {seconds} s (MAX_REPLICA_LAG_SECONDS={most})"
     ),
-    "SFTP at {where}: the server shows another host key than SFTP_HOST_KEY: {keys}": (
-        "SFTP em {where}: o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
+    "the server shows another host key than SFTP_HOST_KEY: {keys}": (
+        "o servidor apresenta outra chave que a de SFTP_HOST_KEY: {keys}"
     ),
     "phones: or unique: names the column {name}, which the query does not return": (
         "phones: ou unique: cita a coluna {name}, que a consulta não retorna"
@@ -7498,8 +7347,8 @@ PORTUGUESE: dict[str, str] = {
         "o fuso horário deste computador não é o da última entrada, de {pc}; nada foi enviado. "
         "Acerte o fuso; se o da entrada estava errado, espere um dia"
     ),
-    "SFTP at {where}: no {name} in common; the server offers {offered}": (
-        "SFTP em {where}: nada em comum em {name}; o servidor oferece {offered}"
+    "no {name} in common; the server offers {offered}": (
+        "nada em comum em {name}; o servidor oferece {offered}"
     ),
     "the last byte was acknowledged, looking what is there: {reason}": (
         "o último byte foi confirmado; verificando o que está lá: {reason}"
@@ -7667,9 +7516,6 @@ PORTUGUESE: dict[str, str] = {
     "the server wants a new password: set one there, then SFTP_PASSWORD": (
         "o servidor exige uma senha nova: defina-a lá e depois em SFTP_PASSWORD"
     ),
-    "ask the server's administrator for a login that needs nothing else": (
-        "peça ao administrador do servidor um acesso que não exija mais nada"
-    ),
     (
         "ask the server's administrator whether this user may use SFTP (subsystem, shell, "
         "owner of the home)"
@@ -7684,9 +7530,6 @@ PORTUGUESE: dict[str, str] = {
     "create the folder on the server, or correct '-- folder:' or SFTP_STAGING_DIR": (
         "crie a pasta no servidor, ou corrija '-- folder:' ou SFTP_STAGING_DIR"
     ),
-    "ask the server's administrator for write access to the folder": (
-        "peça ao administrador do servidor permissão de gravação na pasta"
-    ),
     (
         "ask the server's administrator for write access to the folder; if it is there, set "
         "another SFTP_TEMP_NAME"
@@ -7694,15 +7537,12 @@ PORTUGUESE: dict[str, str] = {
         "peça ao administrador do servidor acesso de gravação à pasta; se já houver, defina "
         "outro SFTP_TEMP_NAME"
     ),
-    "ask the server's administrator to let this user rename files there": (
-        "peça ao administrador do servidor que deixe este usuário renomear arquivos ali"
-    ),
     (
-        "is SFTP_STAGING_DIR on the same disk as the drop folder, and may this user rename "
-        "files there?"
+        "let this user rename files there; SFTP_STAGING_DIR, if set, must be on the drop "
+        "folder's disk"
     ): (
-        "SFTP_STAGING_DIR está no mesmo disco que a pasta de entrega, e este usuário pode "
-        "renomear arquivos ali?"
+        "permita que este usuário renomeie arquivos ali; SFTP_STAGING_DIR, se definido, deve "
+        "ficar no mesmo disco que a pasta de entrega"
     ),
     "let this user read the file": "permita que este usuário leia o arquivo",
     "let this user list the folder, or look at its files": (
@@ -7710,13 +7550,14 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the server lacks this operation": "o servidor não oferece esta operação",
     "the connection was lost": "a conexão caiu",
+    "the password has expired": "a senha expirou",
     "the user, the password or the key is wrong": "o usuário, a senha ou a chave está errada",
     "no such file or folder": "arquivo ou pasta inexistente",
     "no permission": "sem permissão",
-    "the password has expired": "a senha expirou",
     "SFTP at {where}": "SFTP em {where}",
     "{server}: {doing}: {reason}": "{server}: {doing}: {reason}",
     "the run is over": "a execução terminou",
+    "SFTP at {where}: {what}": "SFTP em {where}: {what}",
     (
         "do not go on: ask the server's administrator whether the key was changed; no password "
         "was sent"
@@ -7724,18 +7565,19 @@ PORTUGUESE: dict[str, str] = {
         "não prossiga: pergunte ao administrador do servidor se a chave foi trocada; nenhuma "
         "senha foi enviada"
     ),
-    "SFTP at {where}: PostgreSQL answers there, not an SFTP server": (
-        "SFTP em {where}: quem responde ali é o PostgreSQL, não um servidor SFTP"
-    ),
     "check SFTP_PORT: SFTP's port is mostly 22": (
         "confira SFTP_PORT: a porta do SFTP costuma ser 22"
+    ),
+    "PostgreSQL answers there, not an SFTP server": (
+        "quem responde ali é o PostgreSQL, não um servidor SFTP"
     ),
     "its administrator can allow one of: {known}": (
         "o administrador dele pode permitir um destes: {known}"
     ),
-    "SFTP at {where}: login: the server also wants {what}": (
-        "SFTP em {where}: login: o servidor exige também {what}"
+    "ask the server's administrator for a login that needs nothing else": (
+        "peça ao administrador do servidor um acesso que não exija mais nada"
     ),
+    "login: the server also wants {what}": "login: o servidor exige também {what}",
     "not found": "não encontrado",
     "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
     "cannot be read: {reason}": "não pode ser lido: {reason}",
@@ -7757,14 +7599,12 @@ PORTUGUESE: dict[str, str] = {
         "defina SFTP_STAGING_DIR: algo coleta arquivos de qualquer nome"
     ),
     "SFTP channels": "canais SFTP",
-    "asking for the host key": "leitura da chave do servidor",
     "looking for {path}": "busca por {path}",
     "drop folder {path}": "pasta de entrega {path}",
     "drop folder {path}: is not a folder": "pasta de entrega {path}: não é uma pasta",
     "correct '-- folder:' in the query file": "corrija '-- folder:' no arquivo da consulta",
     "creating {path}": "criação de {path}",
     "writing {path}": "gravação de {path}",
-    "closing {path}": "fechamento de {path}",
     "{path}: {sent} bytes sent, {arrived} arrived": (
         "{path}: {sent} bytes enviados, {arrived} recebidos"
     ),

@@ -770,15 +770,15 @@ def test_an_sftp_error_has_its_class(error: Exception, expected: str) -> None:
 
 def test_every_row_of_the_tables_has_an_example_here() -> None:
     """A row that no example meets is either dead or not tested."""
-    examples: list[tuple[tuple[mailing_pipeline.Rule, ...], str, set[str]]] = []
-    examples += [(mailing_pipeline.CONNECT_RULES, told, {""}) for told, _ in CONNECTING]
-    examples += [(mailing_pipeline.SQLSTATE_RULES, state, {""}) for state in [*known_sqlstates(), *SQLSTATES]]
+    examples: list[tuple[tuple[mailing_pipeline.Rule, ...], str, str]] = []
+    examples += [(mailing_pipeline.CONNECT_RULES, told, "") for told, _ in CONNECTING]
+    examples += [(mailing_pipeline.SQLSTATE_RULES, state, "") for state in [*known_sqlstates(), *SQLSTATES]]
     for error, _ in SFTP:
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        examples.append((mailing_pipeline.SFTP_RULES, str(error), kinds))
+        examples.append((mailing_pipeline.SFTP_RULES, str(error), str(type(error).__mro__)))
     met = set()
     for rules, told, kinds in examples:
-        met.add(next(id(rule) for rule in rules if rule.kind in kinds and re.search(rule.pattern, told, re.I)))
+        fits = (rule for rule in rules if re.search(rule.kind, kinds) and re.search(rule.pattern, told, re.I))
+        met.add(id(next(fits)))
     every = (*mailing_pipeline.CONNECT_RULES, *mailing_pipeline.SQLSTATE_RULES, *mailing_pipeline.SFTP_RULES)
     assert [rule for rule in every if id(rule) not in met] == []
 
