@@ -6824,7 +6824,9 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
             "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."
         ),
         epilog=f"{say('exit codes:')}\n{codes}",
-        formatter_class=HelpFormatter,
+        formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100
+        ),
         allow_abbrev=False,
     )
     one_of = made.add_mutually_exclusive_group()
@@ -6847,10 +6849,6 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         group.add_argument(option, help=meaning, **OPTIONS.get(option, {"action": "store_true"}))
     return made
 
-
-HelpFormatter = functools.partial(
-    argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100
-)
 
 # The options that are more than a switch.
 OPTIONS: dict[str, dict[str, Any]] = {
