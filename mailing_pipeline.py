@@ -87,7 +87,7 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
@@ -256,6 +256,7 @@ class PipelineError(Exception):
     exit_code = ExitCode.PARTIAL
 
     scarce = False  # the server has no more sessions or channels, and is not down
+    settings: Settings | None = None  # what could be read of them, to tell somebody
 
     def __init__(
         self,
@@ -267,34 +268,30 @@ class PipelineError(Exception):
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.tries, self.wide = message, hint, tries, wide
+        self.faults: tuple[Text, ...] = (message,)
 
     @property
     def lines(self) -> list[Text]:
         """What a person is told, a line each, the hint last."""
-        return [self.message, *([text("    -> {hint}", hint=self.hint)] if self.hint else [])]
+        return [*self.faults, *([text("    -> {hint}", hint=self.hint)] if self.hint else [])]
 
 
 class SettingsFault(PipelineError):
     """Settings, queries, ledger or usage are wrong: nothing was started.
 
-    `faults` lists every one that was found; `settings` is what could be read all the same, to tell
-    somebody.
+    `faults` lists every one that was found.
     """
 
     exit_code = ExitCode.USAGE
 
     def __init__(
-        self, *faults: Text, settings: Settings | None = None, hint: Text | None = None
+        self, *faults: Text, hint: Text | None = None, settings: Settings | None = None
     ) -> None:
-        super().__init__(in_a_row(faults), hint)
+        super().__init__(faults[0], hint)
         self.faults, self.settings = faults, settings
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.faults))
-
-    @property
-    def lines(self) -> list[Text]:
-        return list(self.faults)
 
 
 class UsageFault(SettingsFault):
@@ -1603,36 +1600,43 @@ def free_file_name(name: str, used: Callable[[str], bool]) -> str:
 
 
 class State(StrEnum):
-    """A mailing's fate, in the words that the ledger holds and an operator reads."""
+    """A mailing's fate: the word that the ledger holds and an operator reads, and a terminal's letter and style."""
+
+    letter: str
+    style: str
+
+    def __new__(cls, word: str, letter: str = ".", style: str = "default") -> State:
+        made = str.__new__(cls, word)
+        made._value_, made.letter, made.style = word, letter, style
+        return made
 
     CLAIMED = "claimed"  # before its query
     EXPORTED = "exported"  # whole on this PC's disk
     PUBLISHING = "publishing"  # its rename may have happened
     # its temp is being removed: after a rename, or an upload, that nobody could look after
     WITHDRAWING = "withdrawing"
-    DELIVERED = "delivered"
-    IN_DOUBT = "in doubt"  # nobody can tell whether the dialer has it: never sent again
-    EMPTY = "empty"
-    HELD = "held"
-    FAILED = "failed"
+    DELIVERED = "delivered", "+", "green"
+    IN_DOUBT = (
+        "in doubt",
+        "?",
+        "bold magenta",
+    )  # nobody can tell whether the dialer has it: never sent again
+    EMPTY = "empty", "0", "cyan"
+    HELD = "held", "H", "yellow"
+    FAILED = "failed", "X", "bold red"
     # Of a run's report only: there is nothing to note
     ALREADY = "already delivered"
-    READY = "would be sent"
-    NOT_DUE = "not due"
+    READY = "would be sent", "+", "green"
+    NOT_DUE = "not due", "-", "dim"
     # Of the grid only: read off an entry, or off its absence
-    RUNNING = "running"
-    NOT_TAKEN = "not taken"  # by the dialer, or refused
-    MISSED = "missed"
-    COMING = "still to come"
+    RUNNING = "running", ">", "blue"
+    NOT_TAKEN = "not taken", "T", "bold yellow"  # by the dialer, or refused
+    MISSED = "missed", "!", "bold red"
+    COMING = "still to come", ".", "dim"
 
     def told(self, language: str) -> str:
         """Its word, for the operator."""
         return text(self).told(language)
-
-    @property
-    def look(self) -> Look:
-        """How it is shown."""
-        return LOOKS[self]
 
 
 # how a killed run leaves them
@@ -2034,10 +2038,11 @@ class Ledger:
         sql = "SELECT DISTINCT file FROM mailings WHERE changed < ? AND file <> ''"
         return {row["file"] for row in self._execute(sql, (moment.isoformat(),))}
 
-    def note_run(self, slot: str, code: ExitCode, started: bool, message: str, hint: str) -> None:
-        """How a whole run ended; started: its campaigns had outcomes of their own."""
-        told = {"exit_code": code, "started": started, "message": message, "hint": hint}
-        self._insert("runs", told | {"slot": slot, "pc": PC, "changed": self._now()})
+    def note_run(self, run: PastRun) -> None:
+        """How a whole run ended."""
+        values = asdict(run)
+        del values["id"]
+        self._insert("runs", values)
 
     def runs(self, since: str) -> list[PastRun]:
         """The runs that ended after that time, oldest first."""
@@ -4949,7 +4954,7 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
     """An error as the ledger keeps it: what the operator was told."""
     hint = error.hint if error else None
     return {
-        "message": error.message.told(language) if error else "",
+        "message": "\n".join(fault.told(language) for fault in error.faults) if error else "",
         "hint": hint.told(language) if hint else "",
     }
 
@@ -4957,41 +4962,6 @@ def as_told(error: PipelineError | None, language: str) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------
 # Report: exit code, table and JSON, computed from the mailings of a run; what a terminal shows
 # --------------------------------------------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """How a terminal shows a state: a letter, and rich's style. The page's colours: PAGE_STYLE."""
-
-    letter: str
-    style: str
-
-
-LOOKS = dict.fromkeys(State, Look(".", "default")) | {
-    State.DELIVERED: Look("+", "green"),
-    State.READY: Look("+", "green"),
-    State.EMPTY: Look("0", "cyan"),
-    State.HELD: Look("H", "yellow"),
-    State.FAILED: Look("X", "bold red"),
-    State.NOT_TAKEN: Look("T", "bold yellow"),
-    State.IN_DOUBT: Look("?", "bold magenta"),
-    State.RUNNING: Look(">", "blue"),
-    State.MISSED: Look("!", "bold red"),
-    State.COMING: Look(".", "dim"),
-    State.NOT_DUE: Look("-", "dim"),
-}
-
-
-class Problem(NamedTuple):
-    """What a person is told of something that went wrong: who has it, what it is, what to do."""
-
-    who: str
-    what: str
-    message: str
-    hint: str
-
-    @property
-    def sentence(self) -> str:
-        return ": ".join(filter(None, (self.who, self.what, self.message)))
 
 
 def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> None:
@@ -5003,13 +4973,16 @@ def tell(console: Console, sentence: str, hint: str = "", style: str = "") -> No
         console.print(Styled(f"    -> {hint}"), soft_wrap=True)
 
 
+Problem = tuple[str, str, str]  # who has it, what it is, what to do
+
+
 def print_problems(console: Console, problems: Iterable[Problem]) -> None:
     """Each problem once, with all who have it."""
-    together: dict[Problem, list[str]] = {}
-    for problem in problems:
-        together.setdefault(problem._replace(who=""), []).append(problem.who)
-    for problem, everybody in together.items():
-        tell(console, problem._replace(who=", ".join(everybody)).sentence, problem.hint)
+    together: dict[tuple[str, str], list[str]] = {}
+    for who, what, hint in problems:
+        together.setdefault((what, hint), []).append(who)
+    for (what, hint), everybody in together.items():
+        tell(console, f"{', '.join(everybody)}: {what}", hint)
 
 
 def worst(errors: Sequence[PipelineError], passed: Collection[ExitCode] = ()) -> ExitCode:
@@ -5022,14 +4995,13 @@ def worst(errors: Sequence[PipelineError], passed: Collection[ExitCode] = ()) ->
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did; lines and hint: as of the error that keeps a run from doing anything."""
+    """What a run did."""
 
     slot: str
     start: datetime
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
-    hint: ClassVar = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -5047,14 +5019,6 @@ class Report:
         for state, count in Counter(mailing.state for mailing in self.mailings).items():
             counts.append(text("{count} {state}", count=count, state=text(state)))
         return text("{counts}", counts=counts) if counts else text("nothing due")
-
-    @property
-    def lines(self) -> list[Text]:
-        return [self.totals]
-
-    def path_of(self, mailing: Mailing) -> str:
-        """Where a mailing went; after a rehearsal where it would go, and under which name."""
-        return str(mailing.final if self.folder else mailing.folder)
 
     def as_json(self) -> dict[str, Any]:
         """The report as what --json prints."""
@@ -5105,10 +5069,11 @@ def print_report(report: Report, console: Console, language: str) -> None:
     width = max((len(mailing.campaign) for mailing in report.mailings), default=0)
     problems = []
     for mailing in report.mailings:
-        tell(console, f"{mailing.campaign:<{width}}  {report.path_of(mailing)}")
+        path = mailing.final if report.folder else mailing.folder
+        tell(console, f"{mailing.campaign:<{width}}  {path}")
         if mailing.message:
-            state = mailing.state.told(language)
-            problems.append(Problem(mailing.campaign, state, mailing.message, mailing.hint))
+            what = f"{mailing.state.told(language)}: {mailing.message}"
+            problems.append((mailing.campaign, what, mailing.hint))
     tell(console, "")
     print_problems(console, problems)
     if report.folder:
@@ -5130,7 +5095,7 @@ def result_table(report: Report, language: str) -> Table:
     for head in (text("contacts"), text("rejected"), text("size"), last):
         table.add_column(head.told(language), justify="right", no_wrap=True)
     for mailing in report.mailings:
-        state = Styled(mailing.state.told(language), mailing.state.look.style)
+        state = Styled(mailing.state.told(language), mailing.state.style)
         counts = [shown(count, language) for count in (mailing.rows, mailing.rejected)]
         size, seconds = human_size(mailing.size_bytes, language), f"{mailing.seconds:.1f}"
         end = shown(mailing.columns, language) if dry else written(seconds, language)
@@ -5175,21 +5140,18 @@ def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> 
     return lines
 
 
-@contextlib.contextmanager
 def live_progress(
     console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[object]:
     """On a terminal, a line per campaign that shows what is going on, until the block ends."""
     if console is None or not console.is_terminal or not mailings:
-        yield
-        return
+        return contextlib.nullcontext()
     from rich.live import Live
 
     def table() -> Table:
         return progress_table(mailings, clock.steady_s(), language)
 
-    with Live(get_renderable=table, console=console, transient=True, vertical_overflow="crop"):
-        yield
+    return Live(get_renderable=table, console=console, transient=True, vertical_overflow="crop")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5822,7 +5784,7 @@ def finding(what: Text, action: Callable[..., Text | None], *values: Any) -> Fin
     try:
         return Finding(what, action(*values) or text("ok"))
     except PipelineError as error:
-        return Finding(what, error.message, error)
+        return Finding(what, in_a_row(error.faults), error)
 
 
 WRITES = re.compile(
@@ -6005,6 +5967,11 @@ def check_sftp(drops: DropFolders, campaigns: Sequence[Campaign]) -> list[Findin
     return found
 
 
+def findings_code(findings: Sequence[Finding]) -> ExitCode:
+    """The exit code that a run with the same faults would have."""
+    return worst([line.error for line in findings if line.error])
+
+
 def print_findings(findings: Sequence[Finding], console: Console, language: str) -> None:
     """The --check list."""
     for line in findings:
@@ -6014,6 +5981,16 @@ def print_findings(findings: Sequence[Finding], console: Console, language: str)
         console.print(f"[{style}]{mark.told(language):5}[/]", end=" ")
         hint = line.hint.told(language) if line.hint else ""
         tell(console, text("{what}: {told}", what=line.what, told=line.told).told(language), hint)
+    tell(console, closing_line(findings_code(findings)).told(language))
+
+
+def findings_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The list as --json has it."""
+    lines = []
+    for line in findings:
+        told = {"message": str(line.told), "hint": str(line.hint or "")}
+        lines.append({"what": str(line.what), "ok": not line.error} | told)
+    return code_json(findings_code(findings)) | {"checks": lines}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -6076,7 +6053,8 @@ class Trouble:
     def told(self, language: str) -> Problem:
         again = f" ({text('works again').told(language)})" if self.is_over else ""
         what = f"{self.entry.slot[11:]} {self.state.told(language)}{again}"
-        return Problem(whose(self.entry, language), what, self.entry.message, self.entry.hint)
+        told = ": ".join(filter(None, (what, self.entry.message)))
+        return whose(self.entry, language), told, self.entry.hint
 
 
 def troubles_of(past: Past, now: datetime) -> list[Trouble]:
@@ -6267,7 +6245,7 @@ def print_status(grid: DayGrid, console: Console, language: str) -> None:
     print_grid(grid, console, language)
     legend = []
     for state, count in grid.tally.items():
-        legend.append(f"{state.look.letter} {state.told(language)} {count}")
+        legend.append(f"{state.letter} {state.told(language)} {count}")
     console.print("\n" + "   ".join(legend), markup=False, highlight=False)
     for line in run_lines(grid):
         tell(console, line.told(language))
@@ -6291,10 +6269,10 @@ def print_grid(grid: DayGrid, console: Console, language: str) -> None:
         for name, cells in grid.cells.items():
             line = Styled(f"{name:<{width}}")
             for state, entry in map(cells.__getitem__, slots):
-                told = state.look.letter
+                told = state.letter
                 if entry and state is State.DELIVERED:
                     told = short_number(entry.rows, language)
-                line.append(f"{told:>{SLOT_WIDTH}}", state.look.style)
+                line.append(f"{told:>{SLOT_WIDTH}}", state.style)
             console.print(line, soft_wrap=True)
     if not grid.slots:
         tell(console, text("Nothing is due today").told(language))
@@ -6465,27 +6443,22 @@ ALERT_EVERY = 4  # a trouble is told when it begins, then every so many runs, th
 TELL_TIMEOUT_S = 20
 
 
+def is_ours(entry: Entry) -> bool:
+    """Whether this PC brought it, or nobody has yet."""
+    return entry.pc in ("", PC)
+
+
 def before_run(known: Past, mailings: Iterable[Mailing], start: datetime) -> Past:
     """What was there before a run that began at start; of other PCs, what was there before its own entries."""
     own = {mailing.campaign: mailing.id for mailing in mailings if mailing.id}
-    earlier = [
-        entry for entry in known.mailings if entry.id < own.get(entry.campaign, entry.id + 1)
-    ]
     moment = start.isoformat()
-    return Past(
-        [entry for entry in earlier if entry.changed <= moment or entry.pc not in ("", PC)],
-        known.runs,
-    )
 
+    def is_earlier(entry: Mailing) -> bool:
+        if entry.id >= own.get(entry.campaign, entry.id + 1):
+            return False
+        return entry.changed <= moment or not is_ours(entry)
 
-End = Report | PipelineError  # how a run ended
-
-
-def told_end(end: End, language: str) -> tuple[str, str]:
-    """How a run ended, and what to do."""
-    lines = end.lines[:-1] if end.hint else end.lines
-    hint = end.hint.told(language) if end.hint else ""
-    return "\n".join(line.told(language) for line in lines), hint
+    return Past(list(filter(is_earlier, known.mailings)), known.runs)
 
 
 def alert_lines(
@@ -6501,8 +6474,8 @@ def alert_lines(
     troubled, working = [], []
     for trouble in reversed(troubles_of(this, now)):
         if streak(trouble.entry) % ALERT_EVERY == 0:
-            problem = trouble.told(language)
-            troubled += [problem.sentence, *([f"    -> {problem.hint}"] if problem.hint else [])]
+            who, what, hint = trouble.told(language)
+            troubled += [f"{who}: {what}", *([f"    -> {hint}"] if hint else [])]
     for entry in this.entries:
         if state_in_grid(entry, now) in WORKING and streak(entry):
             working.append(f"{whose(entry, language)}: {text('works again').told(language)}")
@@ -6554,58 +6527,51 @@ def fetch_heartbeat(url: str) -> None:
         log.warning(text("HEARTBEAT_URL could not be fetched: {reason}", reason=why))
 
 
-def aftermath(settings: Settings, files: QueryFiles, end: End, clock: Clock) -> None:
+def aftermath(
+    settings: Settings, files: QueryFiles, end: Report | PipelineError, clock: Clock
+) -> None:
     """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
-    now, before = clock.now(), Past()
-    start, mailings = (end.start, end.mailings) if isinstance(end, Report) else (now, ())
-    run = past_run(end, start, now, settings.language)
+    now, before, language = clock.now(), Past(), settings.language
+    start, mailings, told = now, tuple[Mailing, ...](), {"hint": ""}
+    if started := isinstance(end, Report):
+        start, mailings, told["message"] = end.start, end.mailings, end.totals.told(language)
+    else:
+        told = as_told(end, language)
+    run = PastRun(
+        id=0,
+        slot=slot_of(start),
+        exit_code=end.exit_code,
+        started=started,
+        pc=PC,
+        changed=now.isoformat(timespec="milliseconds"),
+        **told,
+    )
     try:
         with contextlib.closing(open_ledger(settings, clock)) as ledger:
             known = recent(ledger, now)
             before = before_run(known, mailings, start)
-            ledger.note_run(run.slot, end.exit_code, run.started, run.message, run.hint)
-        write_page(settings, files.campaigns, Past(known.mailings, [*known.runs, run]), now)
+            ledger.note_run(run)
+        grid = DayGrid(
+            Past(known.mailings, [*known.runs, run]), files.campaigns, settings.hours, now
+        )
+        page = LocalFile(settings.output / "status.html")
+        page.write(status_page(grid, language).encode())
+        page.keep()
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
         bug(error)
     # what another brought, that one tells
-    ours = [mailing for mailing in mailings if mailing.pc in ("", PC)]
-    alert(settings, Past(ours, (run,)), before, now)
+    alert(settings, Past(list(filter(is_ours, mailings)), (run,)), before, now)
     if settings.heartbeat_url and end.exit_code == ExitCode.OK:
         fetch_heartbeat(settings.heartbeat_url)
-
-
-def past_run(end: End, start: datetime, now: datetime, language: str) -> PastRun:
-    """How a run ended, as the ledger keeps it."""
-    message, hint = told_end(end, language)
-    return PastRun(
-        id=0,
-        slot=slot_of(start),
-        exit_code=end.exit_code,
-        started=isinstance(end, Report),
-        message=message,
-        hint=hint,
-        pc=PC,
-        changed=now.isoformat(),
-    )
-
-
-def write_page(
-    settings: Settings, campaigns: Sequence[Campaign], past: Past, now: datetime
-) -> None:
-    """The status page, whole or not at all."""
-    page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
-    file = LocalFile(settings.output / "status.html")
-    file.write(page.encode())
-    file.keep()
 
 
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
     """Tell of trouble that begins, goes on or is over; before: what was known before this run."""
     language = settings.language
     # a PC's own runs' trouble
-    ours = Past(before.mailings, [run for run in before.runs if run.pc in ("", PC)])
+    ours = Past(before.mailings, list(filter(is_ours, before.runs)))
     troubled, working = alert_lines(this, ours, now, language)
     if missed := missed_slots(before, settings.hours, now):
         no_run = text("no run in the slots {slots}", slots=missed)
@@ -6663,7 +6629,9 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
             "Run queries/*.sql in PostgreSQL and deliver each result as a CSV to its campaign's SFTP folder."
         ),
         epilog=f"{say('exit codes:')}\n{codes}",
-        formatter_class=HelpFormatter,
+        formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100
+        ),
         allow_abbrev=False,
     )
     one_of = made.add_mutually_exclusive_group()
@@ -6686,10 +6654,6 @@ def parser(language: str = "en") -> argparse.ArgumentParser:
         group.add_argument(option, help=meaning, **OPTIONS.get(option, {"action": "store_true"}))
     return made
 
-
-HelpFormatter = functools.partial(
-    argparse.RawDescriptionHelpFormatter, max_help_position=20, width=100
-)
 
 # The options that are more than a switch.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -6729,36 +6693,25 @@ class DayLog(logging.FileHandler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.platform != "win32":
-            return super().emit(record)
-        file = self.stream.fileno()
-        held = lock_byte(file)
+        is_locked = self._lock_byte("LK_NBLCK")
         super().emit(record)
-        if held:
-            unlock_byte(file)
+        if is_locked:
+            self._lock_byte("LK_UNLCK")
 
+    def _lock_byte(self, mode: str) -> bool:
+        """Lock a byte against other processes, or let go of it; False if they hold it, and where there is no need."""
+        if sys.platform != "win32" or not self.stream:
+            return False
+        import msvcrt
 
-def lock_byte(file: int) -> bool:
-    """Lock a byte of a file against other processes, on Windows; False if they do not let go of it."""
-    import msvcrt
-
-    until_s = time.monotonic() + LOG_LOCK_S
-    while time.monotonic() < until_s:
-        with contextlib.suppress(OSError):
-            os.lseek(file, LOG_LOCK_AT, os.SEEK_SET)
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-            return True
-        time.sleep(0.001)
-    return False
-
-
-def unlock_byte(file: int) -> None:
-    """Let go of it."""
-    import msvcrt
-
-    with contextlib.suppress(OSError):
-        os.lseek(file, LOG_LOCK_AT, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        file, until_s = self.stream.fileno(), time.monotonic() + LOG_LOCK_S
+        while time.monotonic() < until_s:
+            with contextlib.suppress(OSError):
+                os.lseek(file, LOG_LOCK_AT, os.SEEK_SET)
+                msvcrt.locking(file, getattr(msvcrt, mode), 1)
+                return True
+            time.sleep(0.001)
+        return False
 
 
 def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
@@ -6817,13 +6770,19 @@ def showing() -> Iterator[None]:
         log.warning(text("not everything could be shown: standard output cannot be written"))
 
 
-def show(console: Console | None, printed: Callable[[Console], None], value: object) -> None:
+def show(
+    outcome: T,
+    printed: Callable[[T, Console, str], None],
+    as_json: Callable[[T], dict[str, Any]],
+    console: Console | None,
+    language: str,
+) -> None:
     """An outcome: on the console, or as one JSON object in ASCII, which every reader takes."""
     with showing():
         if console:
-            printed(console)
+            printed(outcome, console, language)
         elif sys.stdout:
-            print(json.dumps(value))
+            print(json.dumps(as_json(outcome)))
 
 
 def missing_packages() -> list[str]:
@@ -6841,8 +6800,8 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
         message = text(
             "this Python ({path}) lacks the packages {names}", path=sys.executable, names=missing
         )
-        cure = text("    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt")
-        raise SettingsFault(message, cure)
+        cure = text("start run_pipeline.bat, or: python -m pip install -r requirements.txt")
+        raise SettingsFault(message, hint=cure)
     path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
     faults: list[Text] = []
     try:
@@ -6864,33 +6823,20 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
 
 def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
-    now, past, language = clock.now(), Past(), settings.language
+    now, past = clock.now(), Past()
     if settings.has_ledger:
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
     grid = DayGrid(past, files.campaigns, settings.hours, now)
-    show(
-        make_console(asked),
-        lambda console: print_status(grid, console, language),
-        status_json(grid),
-    )
+    show(grid, print_status, status_json, make_console(asked), settings.language)
     return ExitCode.OK
 
 
 def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
     findings = check(settings, choose(files, asked.only), clock)
-    code, lines = worst([line.error for line in findings if line.error]), []
-    for line in findings:
-        told = {"message": str(line.told), "hint": str(line.hint or "")}
-        lines.append({"what": str(line.what), "ok": not line.error} | told)
-
-    def printed(console: Console) -> None:
-        print_findings(findings, console, settings.language)
-        tell(console, closing_line(code).told(settings.language))
-
-    show(make_console(asked), printed, code_json(code) | {"checks": lines})
-    return code
+    show(findings, print_findings, findings_json, make_console(asked), settings.language)
+    return findings_code(findings)
 
 
 def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
@@ -6914,9 +6860,7 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
     log.info(text(template, slot=slot, totals=report.totals, seconds=seconds, outcome=outcome))
     if not options.dry_run:
         aftermath(settings, files, report, clock)
-    show(
-        console, lambda console: print_report(report, console, settings.language), report.as_json()
-    )
+    show(report, print_report, Report.as_json, console, settings.language)
     return report.exit_code
 
 
@@ -6939,7 +6883,7 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
         fault = Stopped(BY_OPERATOR, START_AGAIN)
     except Exception as found:
         fault = bug(found)
-    settings = settings or (fault.settings if isinstance(fault, SettingsFault) else None)
+    settings = settings or fault.settings
     looks = asked.check or asked.status or asked.dry_run
     by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not asked.scheduled
     if settings and not (looks or by_hand):
@@ -6962,8 +6906,9 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
         if sys.stderr and not is_told:
             print("\n".join(line.told(language) for line in lines), file=sys.stderr)
         if sys.stdout and as_json:
-            error, hint = told_end(fault, "en")
-            print(json.dumps(code_json(fault.exit_code) | {"error": error, "hint": hint}))
+            told = as_told(fault, "en")
+            outcome = {"error": told["message"], "hint": told["hint"]}
+            print(json.dumps(code_json(fault.exit_code) | outcome))
 
 
 def main(
@@ -7839,8 +7784,8 @@ PORTUGUESE: dict[str, str] = {
     "this Python ({path}) lacks the packages {names}": (
         "a este Python ({path}) faltam os pacotes {names}"
     ),
-    "    -> start run_pipeline.bat, or: python -m pip install -r requirements.txt": (
-        "    -> inicie run_pipeline.bat, ou: python -m pip install -r requirements.txt"
+    "start run_pipeline.bat, or: python -m pip install -r requirements.txt": (
+        "inicie run_pipeline.bat, ou: python -m pip install -r requirements.txt"
     ),
     "outside the hours, nothing to do: {reason}": "fora do horário, nada a fazer: {reason}",
     "wait, or use --ignore-hours if you really want to start calls now": (
