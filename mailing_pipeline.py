@@ -240,30 +240,23 @@ class ExitCode(IntEnum):
     OUTSIDE_HOURS = 7, "manual run outside the hours"
 
 
-# How many more times an error is worth trying; None: as many as RETRY_ATTEMPTS says.
-AGAIN, ONCE_MORE, TWICE_MORE, NEVER = None, 1, 2, 0
+# How many more times an error is worth trying; AGAIN: as many as RETRY_ATTEMPTS says.
+AGAIN, ONCE_MORE, TWICE_MORE, NEVER = sys.maxsize, 1, 2, 0
 
 
 class PipelineError(Exception):
     """Something a person can understand.
 
     message names the culprit (file, line, key, folder), hint says what to do. Severity is two
-    questions: tries, how many more times it is worth while (None: as many as RETRY_ATTEMPTS says),
-    and wide, whether it reaches beyond one mailing: the server or the login itself, so that it
-    would meet every campaign.
+    questions: tries, how many more times it is worth while, and wide, whether it reaches beyond
+    one mailing: the server or the login itself, so that it would meet every campaign.
     """
 
     exit_code = ExitCode.PARTIAL
-
     scarce = False  # the server has no more sessions or channels, and is not down
 
     def __init__(
-        self,
-        message: Text,
-        hint: Text | None = None,
-        *,
-        tries: int | None = NEVER,
-        wide: bool = False,
+        self, message: Text, hint: Text | None = None, *, tries: int = NEVER, wide: bool = False
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.tries, self.wide = message, hint, tries, wide
@@ -463,9 +456,11 @@ class Hours:
         return parts
 
     @property
-    def idle(self) -> list[Text]:
-        """The weekdays that have hours of their own, and on which nothing runs all the same."""
-        return [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
+    def fault(self) -> Text | None:
+        """Weekdays that have hours of their own, and on which nothing runs all the same."""
+        days = [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
+        told = "has hours for {days}, which {key} leaves out"
+        return text(told, days=days, key=self.keys[0]) if days else None
 
 
 class Stop:
@@ -553,9 +548,7 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
             now_s = stop.clock.steady_s()
             if until_s is None:
                 until_s = now_s + policy.attempts * max(policy.max_s, RETRY_BUDGET_S)
-            most = policy.attempts - 1
-            if error.tries is not None:
-                most = min(most, error.tries)
+            most = min(policy.attempts - 1, error.tries)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * stop.clock.jitter()
             if failures > most or pause_s > min(until_s - now_s, stop.left_s()):
                 error.tries = NEVER  # spent, also for those who are handed this error afterwards
@@ -576,8 +569,6 @@ LANGUAGES = ("en", "pt")
 # libpq reads these from the environment alone; every other PG* name is a connection option of its.
 LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
 LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
-Raw = Mapping[str, str]  # texts by key, as config.env or the environment has them
-Texts = Sequence[Text]
 Parser = Callable[[str], Any]  # of a value's text; raises Wrong
 
 
@@ -597,9 +588,20 @@ def attempt(parse: Callable[..., T], *arguments: object) -> tuple[T | None, Text
         return None, error.told
 
 
+def insist(sound: object, told: Text) -> None:
+    """Raise Wrong(told) unless that is so."""
+    if not sound:
+        raise Wrong(told)
+
+
+def at(place: object, fault: Text) -> Text:
+    """A fault with its place: a file, a line of it, a key."""
+    return text("{place}: {fault}", place=place, fault=fault)
+
+
 def at_line(line: int, fault: Text) -> Text:
     """A fault with its line."""
-    return text("line {line}: {fault}", line=str(line), fault=fault)
+    return at(text("line {line}", line=str(line)), fault)
 
 
 UNSEEN = text("holds a character that cannot be seen; type it anew")
@@ -607,18 +609,16 @@ UNSEEN = text("holds a character that cannot be seen; type it anew")
 
 def visible(written: str) -> str:
     """A name or path without what nobody sees, which comes along from a web page or a mail."""
-    if not written.isprintable():
-        raise Wrong(UNSEEN)
+    insist(written.isprintable(), UNSEEN)
     return written
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from low to high."""
+    told = text("must be a whole number from {low} to {high}", low=str(low), high=str(high))
 
     def parse(written: str) -> int:
-        if not re.fullmatch("[0-9]+", written) or not low <= int(written) <= high:
-            told = "must be a whole number from {low} to {high}"
-            raise Wrong(text(told, low=str(low), high=str(high)))
+        insist(re.fullmatch("[0-9]+", written) and low <= int(written) <= high, told)
         return int(written)
 
     return parse
@@ -629,8 +629,7 @@ def one_of(*words: str, **meanings: Any) -> Parser:
     known = dict(zip(words, words, strict=True)) | meanings
 
     def parse(written: str) -> Any:
-        if written.lower() not in known:
-            raise Wrong(text("must be one of: {choices}", choices=list(known)))
+        insist(written.lower() in known, text("must be one of: {choices}", choices=list(known)))
         return known[written.lower()]
 
     return parse
@@ -643,8 +642,8 @@ newline = one_of(crlf="\r\n", lf="\n")
 def one_character(written: str) -> str:
     r"""A CSV delimiter: one ASCII character (or \t)."""
     written = "\t" if written == r"\t" else written
-    if not re.fullmatch(r"[!#-/:-@[-`{-~\t]", written):  # but for the quote and the blank
-        raise Wrong(text(r"must be one character such as ; or , or | or \t"))
+    told = text(r"must be one character such as ; or , or | or \t")
+    insist(re.fullmatch(r"[!#-/:-@[-`{-~\t]", written), told)  # but for the quote and the blank
     return written
 
 
@@ -659,8 +658,8 @@ def weekdays(written: str) -> frozenset[int]:
     try:
         return frozenset().union(*(DAY_RUNS[part.strip()] for part in written.lower().split(",")))
     except KeyError:
-        told = "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri"
-        raise Wrong(text(told)) from None
+        told = text("must be days from Monday to Sunday, such as mon-sat or mon,wed,fri")
+        raise Wrong(told) from None
 
 
 TIME = "((?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -681,12 +680,6 @@ def start_times(written: str) -> Starts:
     return starts
 
 
-def idle_fault(hours: Hours) -> Text:
-    """What is wrong with hours of days on which nothing runs."""
-    told = "has hours for {days}, which {key} leaves out"
-    return text(told, days=hours.idle, key=hours.keys[0])
-
-
 def dates(written: str) -> frozenset[date]:
     """'2026-12-25,2027-01-01' as dates."""
     try:
@@ -697,10 +690,9 @@ def dates(written: str) -> frozenset[date]:
 
 def remote_path(written: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
-    upwards = ".." in PurePosixPath(written).parts
-    if not written or "\\" in written or upwards or not written.isprintable():
-        told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
-        raise Wrong(text(told))
+    told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
+    upwards = ".." in written.split("/")
+    insist(written and "\\" not in written and not upwards and written.isprintable(), text(told))
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
 
 
@@ -730,22 +722,20 @@ def file_name_pattern(written: str, campaign: str = "campaign") -> str:
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
     is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
-    if not is_mailing or not LEGAL_NAME.fullmatch(sample):
-        told = "must give a legal file name that ends in .csv or .txt, such as {example}"
-        raise Wrong(text(told, example="mailing_{campaign}_%d-%m_%H-%M.csv"))
-    if "{campaign}" not in written and "%H" not in written:
-        told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
-        raise Wrong(text(told))
+    told = "must give a legal file name that ends in .csv or .txt, such as {example}"
+    example = "mailing_{campaign}_%d-%m_%H-%M.csv"
+    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=example))
+    told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
+    insist("{campaign}" in written or "%H" in written, text(told))
     return written
 
 
 def temp_name_pattern(written: str) -> str:
     """What a mailing is called until it is whole: with {id}, and not as dialers expect one."""
     sample = visible(written).replace("{id}", "0f1e2d3c")
-    is_mailing = sample.lower().endswith(MAILING_ENDINGS)
-    if sample == written or is_mailing or not LEGAL_NAME.fullmatch(sample):
-        told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
-        raise Wrong(text(told))
+    is_temp = sample != written and not sample.lower().endswith(MAILING_ENDINGS)
+    told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
+    insist(is_temp and LEGAL_NAME.fullmatch(sample), text(told))
     return written
 
 
@@ -754,12 +744,11 @@ def fingerprints(written: str) -> tuple[str, ...]:
 
     Both add the kind of the key in brackets.
     """
-    found = re.sub(r"\([\w@.-]+\)|,", " ", written).split()
+    found = re.sub(r"=?(\([\w@.-]+\)|,|\s|$)", " ", written).split()
+    told = "must look like SHA256: and 43 characters; --check prints the one it sees"
     for one in found:
-        if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", one):
-            told = "must look like SHA256: and 43 characters; --check prints the one it sees"
-            raise Wrong(text(told))
-    return tuple(dict.fromkeys(one.rstrip("=") for one in found))
+        insist(re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", one), text(told))
+    return tuple(dict.fromkeys(found))
 
 
 def connection_string(written: str) -> Mapping[str, str]:
@@ -769,15 +758,13 @@ def connection_string(written: str) -> Mapping[str, str]:
     try:
         return {key: str(value) for key, value in conninfo.conninfo_to_dict(written).items()}
     except ProgrammingError:  # whose text may quote the password
-        example = "host=pg dbname=ledger user=ledger password=…"
-        raise Wrong(
-            text("must be a libpq connection string such as {example}", example=example)
-        ) from None
+        told = "must be a libpq connection string such as host=pg dbname=x user=x password=…"
+        raise Wrong(text(told)) from None
 
 
-def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
-    """One line of config.env; its key is the field's name in capitals, unless given."""
-    return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
+def setting(default: str, parse: Parser = str, *, secret: bool = False) -> Any:
+    """One line of config.env; its key is the field's name in capitals."""
+    return field(repr=not secret, metadata={"default": default, "parse": parse})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -794,7 +781,7 @@ class Settings:
     sftp_password: str = setting("", visible, secret=True)
     sftp_key_file: str = setting("", visible)
     sftp_key_passphrase: str = setting("", visible, secret=True)
-    sftp_host_keys: tuple[str, ...] = setting("", fingerprints, key="SFTP_HOST_KEY")  # any of them
+    sftp_host_key: tuple[str, ...] = setting("", fingerprints)  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
     sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
     sftp_temp_name: str = setting(".part-{id}", temp_name_pattern)
@@ -842,15 +829,9 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must never be told, whoever quotes it."""
-        password = self.libpq.get("password", "")
-        urls = (*self.alert_urls.split(), self.heartbeat_url)
-        return (
-            password,
-            self.ledger.get("password", ""),
-            self.sftp_password,
-            self.sftp_key_passphrase,
-            *urls,
-        )
+        passwords = self.libpq.get("password", ""), self.ledger.get("password", "")
+        login = self.sftp_password, self.sftp_key_passphrase
+        return (*passwords, *login, *self.alert_urls.split(), self.heartbeat_url)
 
     @property
     def ledger_path(self) -> Path:
@@ -870,8 +851,7 @@ class Settings:
         return RetryPolicy(self.retry_attempts, self.retry_first_seconds, self.retry_max_seconds)
 
 
-LINES = [item for item in fields(Settings) if item.metadata]
-SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in LINES}
+SETTING_FIELDS = {item.name.upper(): item for item in fields(Settings) if item.metadata}
 
 
 def libpq_options() -> dict[str, str]:
@@ -887,8 +867,23 @@ def known_keys() -> list[str]:
     return [*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT]
 
 
+# What the SFTP server cannot be reached without: keys of which one must be set.
+SFTP_NEEDS = {
+    "SFTP_HOST": text("missing"),
+    "SFTP_USER": text("missing"),
+    "SFTP_HOST_KEY": text("missing; run with --check to see the server's fingerprint"),
+    "SFTP_PASSWORD, SFTP_KEY_FILE": text("set one of the two, or both if both are wanted"),
+}
+
+
 def parse_settings(
-    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Texts = ()
+    values: Mapping[str, str],
+    folder: Path,
+    source: str,
+    *,
+    sends: bool,
+    knows_host: bool,
+    faults: Iterable[Text] = (),
 ) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
@@ -900,14 +895,15 @@ def parse_settings(
     options = libpq_options()
     given = {key: value for key, value in values.items() if value}
     faults = [*faults, *unknown_keys(values)]
-    if sends:
-        faults += missing_keys(given, knows_host)
+    for keys, fault in SFTP_NEEDS.items() if sends else ():
+        if not given.keys() & keys.split(", ") and (knows_host or keys != "SFTP_HOST_KEY"):
+            faults.append(at(keys, fault))
     parsed: dict[str, Any] = {}
     for key, item in SETTING_FIELDS.items():
         parse, default = item.metadata["parse"], item.metadata["default"]
-        parsed[item.name], fault = attempt(parse, given.get(key, default))
-        if fault:  # what can be read all the same is needed, to tell somebody
-            faults.append(text("{key}: {fault}", key=key, fault=fault))
+        parsed[item.name], wrong = attempt(parse, given.get(key, default))
+        if wrong:  # what can be read all the same is needed, to tell somebody
+            faults.append(at(key, wrong))
             parsed[item.name] = parse(default)
     settings = Settings(
         folder=folder,
@@ -915,11 +911,10 @@ def parse_settings(
         libpq_environment={key: given[key] for key in LIBPQ_ENVIRONMENT if key in given},
         **parsed,
     )
-    if settings.hours.idle and not faults:
-        faults.append(text("{key}: {fault}", key="RUN_HOURS", fault=idle_fault(settings.hours)))
+    if settings.hours.fault and not faults:
+        faults.append(at("RUN_HOURS", settings.hours.fault))
     if faults:
-        told = [text("{file}: {fault}", file=source, fault=fault) for fault in faults]
-        raise SettingsFault(*told, settings=settings)
+        raise SettingsFault(*(at(source, fault) for fault in faults), settings=settings)
     return settings
 
 
@@ -929,18 +924,7 @@ def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key.upper(), known, 1, 0)
-            yield text("{key}: unknown setting; did you mean {near}?", key=key, near=near)
-
-
-def missing_keys(given: Collection[str], knows_host: bool) -> Iterator[Text]:
-    """What the SFTP server cannot be reached without."""
-    for key in ("SFTP_HOST", "SFTP_USER"):
-        if key not in given:
-            yield text("{key}: missing", key=key)
-    if knows_host and "SFTP_HOST_KEY" not in given:
-        yield text("SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint")
-    if "SFTP_PASSWORD" not in given and "SFTP_KEY_FILE" not in given:
-        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted")
+            yield at(key, text("unknown setting; did you mean {near}?", near=near))
 
 
 def read_utf8(path: Path) -> str:
@@ -960,15 +944,15 @@ def read_utf8(path: Path) -> str:
     return written
 
 
-def load_settings(path: Path, environ: Raw, *, sends: bool, knows_host: bool) -> Settings:
+def load_settings(
+    path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool
+) -> Settings:
     """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
-    if not path.exists():
-        told = "{file}: not found; copy config.env.example to config.env and fill it in"
-        raise SettingsFault(text(told, file=str(path)))
     try:
         values, faults = parse_env(read_utf8(path))
     except Wrong as error:
-        raise SettingsFault(text("{file}: {fault}", file=str(path), fault=error.told)) from None
+        missing = text("not found; copy config.env.example to config.env and fill it in")
+        raise SettingsFault(at(path, error.told if path.exists() else missing)) from None
     own = {key: environ[key] for key in known_keys() if environ.get(key)}
     if environ.get("LANGUAGE") not in LANGUAGES:  # gettext's own variable too, as 'pt_BR:pt'
         own.pop("LANGUAGE", None)
@@ -987,7 +971,7 @@ def parse_env(written: str) -> tuple[dict[str, str], list[Text]]:
         for binding in parse_stream(io.StringIO(line)):
             fault = line_fault(line, binding)
             if binding.key in values:
-                fault = text("{key}: set twice", key=binding.key)
+                fault = at(binding.key, text("set twice"))
             elif binding.key and binding.value is not None:
                 values[binding.key] = binding.value
             if fault:
@@ -999,20 +983,19 @@ def line_fault(line: str, binding: Binding) -> Text | None:
     """What is wrong with a line of config.env that dotenv took as binding; it is never quoted."""
     named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=\s*(.*)", line)
     key, written = named.groups() if named else ("", "")
-    if binding.error and written.startswith(("'", '"')):
-        told = "{key}: a quote inside the value ends it, or the last is missing; for one write \\'"
-        return text(told, key=key)
-    if binding.error or (binding.key and binding.value is None):
-        return text("not of the form KEY=value")
     # one backslash is left of two
     is_share = re.match(r"'\\\\[^\\']+\\", written) and "PASS" not in key
-    if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
-        told = "{key}: these quotes change what follows a backslash; use others or none"
-        return text(told, key=key)
-    if "PASS" in key and re.match(r"[^'\"].*\s#", written):
-        told = "{key}: what follows ' #' is a comment; put the value between single quotes"
-        return text(told, key=key)
-    return None
+    if binding.error and written.startswith(("'", '"')):
+        told = "a quote inside the value ends it, or the last is missing; for one write \\'"
+    elif binding.error or (binding.key and binding.value is None):
+        return text("not of the form KEY=value")
+    elif is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
+        told = "these quotes change what follows a backslash; use others or none"
+    elif "PASS" in key and re.match(r"[^'\"].*\s#", written):
+        told = "what follows ' #' is a comment; put the value between single quotes"
+    else:
+        return None
+    return at(key, text(told))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -1080,8 +1063,7 @@ class BrokenQuery:
     @property
     def told(self) -> tuple[Text, ...]:
         """Its faults, each with the file's name."""
-        file = self.source
-        return tuple(text("{file}: {fault}", file=file, fault=fault) for fault in self.faults)
+        return tuple(at(self.source, fault) for fault in self.faults)
 
 
 Query = Campaign | BrokenQuery
@@ -1098,25 +1080,22 @@ class QueryFiles:
 
 def campaign_name(written: str) -> str:
     """A campaign's name, which becomes part of file names and folders."""
-    if not re.fullmatch(r"[a-z0-9_]+", written):
-        raise Wrong(text("must have only a-z, 0-9 and _"))
+    insist(re.fullmatch(r"[a-z0-9_]+", written), text("must have only a-z, 0-9 and _"))
     return written
 
 
 def names(written: str) -> tuple[str, ...]:
     """Column names, separated by ; or ,"""
-    found = tuple(name.strip() for name in re.split("[;,]", written))
-    if not all(found):
-        raise Wrong(text("must be column names separated by ; or ,"))
-    return tuple(map(visible, found))
+    found = tuple(visible(name.strip()) for name in re.split("[;,]", written))
+    insist(all(found), text("must be column names separated by ; or ,"))
+    return found
 
 
 def percent(written: str) -> int:
     """'70%' as 70."""
-    found = re.fullmatch(r"([0-9]{1,2}|100)\s*%", written)
-    if not found:
-        raise Wrong(text("must be a percentage such as 70%"))
-    return int(found[1])
+    told = text("must be a percentage such as 70%")
+    insist(re.fullmatch(r"([0-9]{1,2}|100)\s*%", written), told)
+    return int(written.rstrip("% \t"))
 
 
 # A query file's own settings. Those whose names are fields of Campaign with a default are handed on
@@ -1268,18 +1247,18 @@ def statement_fault(statement: Statement, is_last: bool) -> Text | None:
     """Why a statement has no place in a query file; None if it has."""
     words, command = statement.words, statement.command
     ends = command in ENDS and "TO" not in words[:4]
-    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
-        told = "{command}: remove it; the program opens and ends the transaction itself"
-        return text(told, command=command)
-    if command == "COPY":
-        return text("COPY: remove it and leave the SELECT; the program copies the result itself")
-    if not all(map(str.isprintable, words)):
-        return UNSEEN
     returns = command in READS or (command in CHANGES and "RETURNING" in words)
-    if is_last and not returns:
-        told = "{command}: the last statement must return the mailing's rows (SELECT …)"
-        return text(told, command=command)
-    return None
+    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
+        told = "remove it; the program opens and ends the transaction itself"
+    elif command == "COPY":
+        told = "remove it and leave the SELECT; the program copies the result itself"
+    elif not all(map(str.isprintable, words)):
+        return UNSEEN
+    elif is_last and not returns:
+        told = "the last statement must return the mailing's rows (SELECT …)"
+    else:
+        return None
+    return at(command, text(told))
 
 
 # ----- Directives: the leading comments that are meant for the program, and those that look so
@@ -1321,12 +1300,12 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
         if comment.block or key not in DIRECTIVES:
             fault = meant_as_directive(comment)
         elif not comment.leads:
-            fault = text("{key}: must stand above the first SQL line, or it has no effect", key=key)
+            fault = at(key, text("must stand above the first SQL line, or it has no effect"))
         elif key in found:
-            fault = text("{key}: given twice", key=key)
+            fault = at(key, text("given twice"))
         else:
             found[key], wrong = attempt(DIRECTIVES[key], value)
-            fault = text("{key}: {fault}", key=key, fault=wrong) if wrong else None
+            fault = at(key, wrong) if wrong else None
         if fault:
             faults.append(at_line(comment.line, fault))
     return found, faults
@@ -1396,8 +1375,8 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     hours = campaign_hours(given, settings)
     statements, unsplit = attempt(split_statements, sql)
     faults += name_faults(name, file_name)
-    if hours.idle and (given.keys() >= {"days", "hours"} or not hours.told()):
-        faults.append(text("hours: {fault}", fault=idle_fault(hours)))
+    if hours.fault and (given.keys() >= {"days", "hours"} or not hours.told()):
+        faults.append(at("hours", hours.fault))
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
@@ -1443,8 +1422,7 @@ def column_faults(given: Mapping[str, Any]) -> list[Text]:
     for key in ("phones", "unique") if given.get("columns") else ():
         for column in given.get(key) or ():
             if column not in given["columns"]:
-                told = "{key}: {column} is not one of columns:"
-                faults.append(text(told, key=key, column=column))
+                faults.append(at(key, text("{column} is not one of columns:", column=column)))
     return faults
 
 
@@ -2518,7 +2496,7 @@ class Rule:
     """
 
     pattern: str
-    tries: int | None
+    tries: int
     hint: Text
     says: Text | None = None
     kind: str = ""
@@ -3965,7 +3943,7 @@ class SftpLogin:
         raise DeliveryError(text(template, where=self.where, keys=keys), hint, wide=True)
 
     def _is_pinned(self, key: paramiko.PKey) -> bool:
-        pinned = self.settings.sftp_host_keys
+        pinned = self.settings.sftp_host_key
         return not pinned or any(secrets.compare_digest(key.fingerprint, one) for one in pinned)
 
     def _connect(self, kinds: Sequence[str]) -> None:
@@ -6180,7 +6158,7 @@ def check_files(files: QueryFiles) -> list[Finding]:
 def check_sftp(drops: DropFolders, campaigns: Sequence[Campaign]) -> list[Finding]:
     """Host key, login and each drop folder."""
     key = finding(text("SFTP host key"), lambda: text("{key}", key=drops.host_key()))
-    if not key.error and not drops.settings.sftp_host_keys:
+    if not key.error and not drops.settings.sftp_host_key:
         seen = str(key.told)
         hint = text(
             "if the server's administrator confirms it, set SFTP_HOST_KEY={key}",
@@ -7297,23 +7275,20 @@ PORTUGUESE: dict[str, str] = {
     "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}": (
         "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
     ),
-    "{file}: not found; copy config.env.example to config.env and fill it in": (
-        "{file}: não encontrado; copie config.env.example para config.env e preencha"
+    "a quote inside the value ends it, or the last is missing; for one write \\'": (
+        "uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
     ),
-    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
-        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
+    "these quotes change what follows a backslash; use others or none": (
+        "estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
     ),
-    "{key}: these quotes change what follows a backslash; use others or none": (
-        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
+    "what follows ' #' is a comment; put the value between single quotes": (
+        "o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
     ),
-    "{key}: what follows ' #' is a comment; put the value between single quotes": (
-        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    "remove it; the program opens and ends the transaction itself": (
+        "remova; o próprio programa abre e encerra a transação"
     ),
-    "{command}: remove it; the program opens and ends the transaction itself": (
-        "{command}: remova; o próprio programa abre e encerra a transação"
-    ),
-    "{command}: the last statement must return the mailing's rows (SELECT …)": (
-        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
+    "the last statement must return the mailing's rows (SELECT …)": (
+        "o último comando deve retornar as linhas do mailing (SELECT …)"
     ),
     "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
         "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
@@ -7348,7 +7323,7 @@ PORTUGUESE: dict[str, str] = {
     "{written}: has no effect so; write '-- {key}: …'": (
         "{written}: não tem efeito assim; escreva '-- {key}: …'"
     ),
-    "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
+    "{column} is not one of columns:": "{column} não está em columns:",
     "{what} is used by {others} too; each needs its own": (
         "{what}: também em uso por {others}; deve pertencer a uma só campanha"
     ),
@@ -7361,7 +7336,7 @@ PORTUGUESE: dict[str, str] = {
     "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
         "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
     ),
-    "line {line}: {fault}": "linha {line}: {fault}",
+    "line {line}": "linha {line}",
     "holds a character that cannot be seen; type it anew": (
         "contém um caractere invisível; digite de novo"
     ),
@@ -7370,20 +7345,20 @@ PORTUGUESE: dict[str, str] = {
         "deve ser um caractere como ; ou , ou | ou \\t"
     ),
     "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
-    "must be a libpq connection string such as {example}": (
-        "deve ser uma connection string da libpq, como {example}"
+    "must be a libpq connection string such as host=pg dbname=x user=x password=…": (
+        "deve ser uma connection string da libpq, como host=pg dbname=x user=x password=…"
     ),
-    "{key}: {fault}": "{key}: {fault}",
-    "{file}: {fault}": "{file}: {fault}",
-    "{key}: unknown setting; did you mean {near}?": (
-        "{key}: configuração desconhecida; você quis dizer {near}?"
+    "{place}: {fault}": "{place}: {fault}",
+    "unknown setting; did you mean {near}?": "configuração desconhecida; você quis dizer {near}?",
+    "missing": "não definido",
+    "missing; run with --check to see the server's fingerprint": (
+        "não definido; execute com --check para ver a impressão digital do servidor"
     ),
-    "{key}: missing": "{key}: não definido",
-    "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
-        "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
+    "set one of the two, or both if both are wanted": (
+        "defina um dos dois, ou os dois se o servidor pedir ambos"
     ),
-    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted": (
-        "SFTP_PASSWORD, SFTP_KEY_FILE: defina um dos dois, ou os dois se o servidor pedir ambos"
+    "not found; copy config.env.example to config.env and fill it in": (
+        "não encontrado; copie config.env.example para config.env e preencha"
     ),
     "cannot be read: {why}": "não pode ser lido: {why}",
     "not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor": (
@@ -7392,7 +7367,7 @@ PORTUGUESE: dict[str, str] = {
     "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
         "termina só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
     ),
-    "{key}: set twice": "{key}: definido duas vezes",
+    "set twice": "definido duas vezes",
     "not of the form KEY=value": "não está na forma CHAVE=valor",
     "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
     "must be column names separated by ; or ,": ("deve ter nomes de colunas separados por ; ou ,"),
@@ -7404,14 +7379,13 @@ PORTUGUESE: dict[str, str] = {
     "empty: no SQL statement; the last one must be the SELECT of the mailing": (
         "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
     ),
-    "COPY: remove it and leave the SELECT; the program copies the result itself": (
-        "COPY: remova e deixe o SELECT; o próprio programa copia o resultado"
+    "remove it and leave the SELECT; the program copies the result itself": (
+        "remova e deixe o SELECT; o próprio programa copia o resultado"
     ),
-    "{key}: must stand above the first SQL line, or it has no effect": (
-        "{key}: deve ficar acima da primeira linha de SQL, ou não tem efeito"
+    "must stand above the first SQL line, or it has no effect": (
+        "deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
-    "{key}: given twice": "{key}: aparece duas vezes",
-    "hours: {fault}": "hours: {fault}",
+    "given twice": "aparece duas vezes",
     "its file name {fault}": "o nome do arquivo {fault}",
     "its name must begin with a letter or digit and end in .sql, in small letters": (
         "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"

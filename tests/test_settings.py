@@ -245,7 +245,7 @@ def test_a_password_and_a_key_may_both_be_set(folder: Path) -> None:
 def test_fingerprints_are_taken_as_they_are_printed_and_several_of_them(written: str, folder: Path) -> None:
     meant = (FINGERPRINT, OTHER) if OTHER in written else (FINGERPRINT,)
     for quotes in ("", "'", '"'):
-        assert load(folder, f"SFTP_HOST_KEY={quotes}{written}{quotes}\n").sftp_host_keys == meant
+        assert load(folder, f"SFTP_HOST_KEY={quotes}{written}{quotes}\n").sftp_host_key == meant
 
 
 def test_a_missing_host_key_points_to_check(folder: Path) -> None:
