@@ -1311,41 +1311,38 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
     return found, faults
 
 
-def meant_as_directive(comment: Comment) -> Text | None:
-    """What to say of a comment that was meant to have an effect; None of an ordinary one.
+def meant(key: str) -> re.Pattern[str]:
+    """A comment that begins with that key, or with what one typing error makes of it.
 
-    Its first words are then a key, or one typing error away from it.
+    That is a letter too many, wrong or missing, or two that changed places; blanks, dots and
+    dashes stand for _. Its groups: the key as it is written, the separator, the value.
     """
+    gap = r"[\s._-]++"
+    written = key
+    for end in range(len(key) + 1):
+        head, rest = key[:end], key[end:]
+        written += f"|{head}.{rest}|{head}.??{rest[1:]}|{head}{rest[1::-1]}{rest[2:]}"
+    written = written.translate({ord("_"): gap, ord("."): rf"(?:[^\W_]|{gap})"})
+    marks = r"[\"'`\])}*_.]*+\s*+(?!::)"
+    return re.compile(rf"(?i)({written})(?![^\W_]){marks}((?:[:=>–—-]\s*)*)(.*)")
+
+
+MEANT = {key: meant(key) for key in DIRECTIVES}
+
+
+def meant_as_directive(comment: Comment) -> Text | None:
+    """What to say of a comment that was meant to have an effect; None of an ordinary one."""
     line = "".join(letter if letter.isprintable() else " " for letter in comment.text)
     line = unicodedata.normalize("NFKC", line.removesuffix("*/")).rstrip()
-    for blanks in range(4):
-        words = rf"[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}}"
-        found = re.fullmatch(rf"[\W_]*({words})[\"'`\])}}*_.]*\s*((?:[:=>–—-]\s*)*)(.*)", line)
-        if found and not found[2].startswith("::"):
-            key = near_key(re.sub(r"[\s._-]+", "_", found[1].lower()))
-            if key and is_meant(key, found[1], found[2], found[3], comment.leads):
-                told = "{written}: has no effect so; write '-- {key}: …'"
-                return text(told, written=found[1], key=key)
+    line = re.sub(r"^[\W_]+", "", line)
+    for key, pattern in MEANT.items():
+        found = pattern.fullmatch(line)
+        if found and is_meant(key, comment.leads, *found.groups()):
+            return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
     return None
 
 
-@functools.lru_cache(maxsize=1000)
-def near_key(written: str) -> str | None:
-    """The directive that written is, or is one typing error away from."""
-    if written in DIRECTIVES:
-        return written
-    return next((key for key in DIRECTIVES if one_error_apart(written, key)), None)
-
-
-def one_error_apart(one: str, other: str) -> bool:
-    """Whether two words differ by a letter too many, missing, wrong, or two that changed places."""
-    while one and one[:1] == other[:1]:
-        one, other = one[1:], other[1:]
-    swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
-    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
-
-
-def is_meant(key: str, written: str, separator: str, value: str, leads: bool) -> bool:
+def is_meant(key: str, leads: bool, written: str, separator: str, value: str) -> bool:
     """Whether a comment that begins with (nearly) that key was meant as a directive, or is prose.
 
     A guard is told whatever its value, another only if the value can be read or the key is right.
@@ -1353,15 +1350,12 @@ def is_meant(key: str, written: str, separator: str, value: str, leads: bool) ->
     exact, assigned = written.lower() == key, re.search("[:=]", separator) is not None
     if key in GUARDS:
         return value[:1].isdigit() or (leads and assigned)
-    if not leads:
-        return False
-    # 9h-18h: else people are called at the wrong time
-    if key == "hours" and re.match(r"\d\d?[h:]", value):
-        return True
     readable = attempt(DIRECTIVES[key], value)[1] is None
+    if key == "hours" and re.match(r"\d\d?[h:]", value):  # else calls are at the wrong time
+        return leads
     if assigned:
-        return readable or exact
-    return readable and exact and re.match(r"\S*[;_/\d]", value) is not None
+        return leads and (readable or exact)
+    return leads and readable and exact and re.match(r"\S*[;_/\d]", value) is not None
 
 
 # ----- Files
@@ -7320,9 +7314,7 @@ PORTUGUESE: dict[str, str] = {
     "{who}: retry {number} of {most} in {seconds} s: {reason}": (
         "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
     ),
-    "{written}: has no effect so; write '-- {key}: …'": (
-        "{written}: não tem efeito assim; escreva '-- {key}: …'"
-    ),
+    "has no effect so; write '-- {key}: …'": "não tem efeito assim; escreva '-- {key}: …'",
     "{column} is not one of columns:": "{column} não está em columns:",
     "{what} is used by {others} too; each needs its own": (
         "{what}: também em uso por {others}; deve pertencer a uma só campanha"
