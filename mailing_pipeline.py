@@ -188,6 +188,11 @@ def masked(told: str) -> str:
     return re.sub(f"{MOMENT}|{LONG_NUMBER}", lambda found: found[1] or "…", told)
 
 
+def printable(told: str, instead: str) -> str:
+    """told with instead in place of each character that cannot be shown."""
+    return "".join(character if character.isprintable() else instead for character in told)
+
+
 def foreign(told: object, hidden: Iterable[str] = ()) -> str:
     """A text of a server, a library or a lock file, fit for console, log, ledger and page.
 
@@ -202,8 +207,7 @@ def foreign(told: object, hidden: Iterable[str] = ()) -> str:
         kept = re.sub(pattern, "…", kept)
     kept = re.sub(r"://[^\s/@]+@", "://…@", kept[: 20 * FOREIGN_CHARS])
     kept = re.sub(r"(?i)\b(pass\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s']+)", r"\1\2…", kept)
-    kept = "".join(character if character.isprintable() else " " for character in kept)
-    kept = masked(" ".join(kept.split()))
+    kept = masked(" ".join(printable(kept, " ").split()))
     return kept if len(kept) <= FOREIGN_CHARS else kept[:FOREIGN_CHARS] + "…"
 
 
@@ -1059,6 +1063,7 @@ class BrokenQuery:
     source: str  # the file's name
     name: str  # the campaign that it would feed, as far as can be told
     faults: tuple[Text, ...]  # without the file's name
+    enabled: bool = True
 
     @property
     def told(self) -> tuple[Text, ...]:
@@ -1073,9 +1078,17 @@ Query = Campaign | BrokenQuery
 class QueryFiles:
     """What lies in the folder of the query files, each in the order of the files' names."""
 
-    campaigns: tuple[Campaign, ...]  # switched on and sound
-    broken: tuple[BrokenQuery, ...] = ()
+    queries: tuple[Query, ...] = ()
     notes: tuple[Text, ...] = ()  # what lies there and is not read, and why: a sentence each
+
+    @property
+    def campaigns(self) -> list[Campaign]:
+        """Those that are sound."""
+        return [query for query in self.queries if isinstance(query, Campaign)]
+
+    @property
+    def broken(self) -> list[BrokenQuery]:
+        return [query for query in self.queries if isinstance(query, BrokenQuery)]
 
 
 def campaign_name(written: str) -> str:
@@ -1332,8 +1345,8 @@ MEANT = {key: meant(key) for key in DIRECTIVES}
 
 def meant_as_directive(comment: Comment) -> Text | None:
     """What to say of a comment that was meant to have an effect; None of an ordinary one."""
-    line = "".join(letter if letter.isprintable() else " " for letter in comment.text)
-    line = unicodedata.normalize("NFKC", line.removesuffix("*/")).rstrip()
+    line = printable(comment.text, " ").removesuffix("*/")
+    line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
     for key, pattern in MEANT.items():
         found = pattern.fullmatch(line)
@@ -1366,15 +1379,18 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     given, faults = parse_directives(sql)
     name = given.get("campaign") or name_in(source)
     file_name = given.get("file_name") or settings.file_name
-    hours = campaign_hours(given, settings)
+    days, starts = given.get("days"), given.get("hours")
+    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
+    starts = starts or settings.run_hours
+    hours = Hours(days or settings.run_days, starts, settings.holidays, keys)
     statements, unsplit = attempt(split_statements, sql)
     faults += name_faults(name, file_name)
-    if hours.fault and (given.keys() >= {"days", "hours"} or not hours.told()):
+    if hours.fault and (keys == ("days:", "hours:") or not hours.told()):
         faults.append(at("hours", hours.fault))
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
-        return BrokenQuery(source, name, tuple(faults))
+        return BrokenQuery(source, name, tuple(faults), given.get("enabled") is not False)
 
     csv = {}
     for key in ("delimiter", "encoding", "header", "newline"):
@@ -1420,13 +1436,6 @@ def column_faults(given: Mapping[str, Any]) -> list[Text]:
     return faults
 
 
-def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
-    """When a campaign runs: what its file says, else what the settings say."""
-    days, starts = given.get("days"), given.get("hours")
-    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
-    return Hours(days or settings.run_days, starts or settings.run_hours, settings.holidays, keys)
-
-
 # How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy, also a copy's copy.
 COPY = re.compile(
     r"(?:[Cc][oó]pia de |[Cc]opy of )?(.+?)"
@@ -1443,86 +1452,67 @@ def original_of(stem: str) -> str:
 QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def why_not_read(path: Path, present: Collection[str]) -> Text | None:
-    """Why a file that looks like a query is not read; None if it is. present: the files' names."""
-    if not QUERY_NAME.fullmatch(path.name):
-        return text("its name must begin with a letter or digit and end in .sql, in small letters")
-    if path.is_dir():
-        return text("it is a folder")
+def read_query(path: Path, present: Collection[str], settings: Settings) -> Query:
+    """What a query file holds. Raises Wrong if it is not to be read; present: the files' names."""
+    told = "its name must begin with a letter or digit and end in .sql, in small letters"
+    insist(QUERY_NAME.fullmatch(path.name), text(told))
+    insist(not path.is_dir(), text("it is a folder"))
     original = original_of(path.stem) + path.suffix
-    if original != path.name and original in present:
-        told = "it looks like a copy of {original}; delete it, or give it a name of its own"
-        return text(told, original=original)
-    return None
-
-
-def read_query(path: Path, source: str, settings: Settings) -> Query | None:
-    """What a query file holds; None if its own line switches it off."""
-    try:
-        sql = read_utf8(path)
-    except Wrong as error:
-        return BrokenQuery(source, name_in(source), (error.told,))
-    given, _ = parse_directives(sql)
-    return None if given.get("enabled") is False else parse_campaign(source, sql, settings)
+    told = "it looks like a copy of {original}; delete it, or give it a name of its own"
+    is_copy = original != path.name and original in present
+    insist(not is_copy, text(told, original=original))
+    source = printable(path.name, "?")
+    sql, fault = attempt(read_utf8, path)
+    if fault:
+        return BrokenQuery(source, name_in(source), (fault,))
+    query = parse_campaign(source, sql or "", settings)
+    insist(query.enabled, text("its line 'enabled: no' switches it off"))
+    return query
 
 
 def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
     """What lies in the folder of the query files. Raises SettingsFault if nothing can be used."""
-    queries: list[Query] = []
-    notes: list[Text] = []
-    paths = query_paths(folder)
-    present = {path.name for path in paths}
-    for path in paths:
-        source = "".join(letter if letter.isprintable() else "?" for letter in path.name)
-        why = why_not_read(path, present)
-        if query := None if why else read_query(path, source, settings):
-            queries.append(query)
-        else:
-            why = why or text("its line 'enabled: no' switches it off")
-            notes.append(text("{file} is not read: {why}", file=source, why=why))
-    campaigns, broken = without_clashes(queries, settings.sftp_staging_dir)
-    if not campaigns:
-        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
-        faults = [fault for query in broken for fault in query.told]
-        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
-    return QueryFiles(tuple(campaigns), tuple(broken), tuple(notes))
-
-
-def query_paths(folder: Path) -> list[Path]:
-    """What looks like a query file, in the order of the names. Raises SettingsFault."""
     try:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         told = "{folder}: cannot be read: {why} (QUERIES_DIR)"
         raise SettingsFault(text(told, folder=str(folder), why=error.strerror)) from None
-    return [path for path in paths if re.search(r"(?i)^\d+_|\.sql", path.name)]
+    queries: list[Query] = []
+    notes: list[Text] = []
+    present = [path.name for path in paths]
+    for path in paths:
+        if re.search(r"(?i)^\d+_|\.sql", path.name):
+            query, why = attempt(read_query, path, present, settings)
+            if query:
+                queries.append(query)
+            else:
+                file = printable(path.name, "?")
+                notes.append(text("{file} is not read: {why}", file=file, why=why))
+    sound_or_not = tuple(without_clashes(queries, settings.sftp_staging_dir))
+    files = QueryFiles(sound_or_not, tuple(notes))
+    if not files.campaigns:
+        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
+        faults = [fault for query in files.broken for fault in query.told]
+        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
+    return files
 
 
-def without_clashes(
-    queries: Sequence[Query], staging: PurePosixPath | None
-) -> tuple[list[Campaign], list[BrokenQuery]]:
-    """The campaigns that share name and folder with no other, and all that is broken.
+def without_clashes(queries: Sequence[Query], staging: PurePosixPath | None) -> Iterator[Query]:
+    """The same; broken are also those that share a name or folder with another.
 
     Both sides are at fault: which of them was meant, nobody knows.
     """
-    users: dict[str, list[str]] = {}
-    if staging:
-        users[f"folder {staging}".lower()] = ["SFTP_STAGING_DIR"]
+    users = {f"folder {staging or ''}".lower(): ["SFTP_STAGING_DIR"]}
     for query in queries:
         for key in own_things(query):
             users.setdefault(key, []).append(query.source)
-    campaigns, broken = [], []
     for query in queries:
         faults = query.faults if isinstance(query, BrokenQuery) else ()
         for key, what in own_things(query).items():
             if others := [user for user in users[key] if user != query.source]:
                 told = "{what} is used by {others} too; each needs its own"
                 faults += (text(told, what=what, others=others),)
-        if faults:
-            broken.append(BrokenQuery(query.source, query.name, faults))
-        elif isinstance(query, Campaign):
-            campaigns.append(query)
-    return campaigns, broken
+        yield BrokenQuery(query.source, query.name, faults) if faults else query
 
 
 def own_things(query: Query) -> dict[str, Text]:
@@ -1536,17 +1526,14 @@ def own_things(query: Query) -> dict[str, Text]:
     return things
 
 
-def choose(files: QueryFiles, only: Sequence[str]) -> QueryFiles:
+def choose(files: QueryFiles, only: Collection[str]) -> QueryFiles:
     """The query files of the campaigns that --only names, or all. Raises UsageFault."""
-    known = [query.name for query in files.campaigns] + [query.name for query in files.broken]
+    known = [query.name for query in files.queries]
     if unknown := [name for name in only if name not in known]:
         told = "--only {unknown}: no such campaign; known: {known}"
         raise UsageFault(text(told, unknown=unknown, known=known))
-    if not only:
-        return files
-    campaigns = tuple(campaign for campaign in files.campaigns if campaign.name in only)
-    broken = tuple(query for query in files.broken if query.name in only)
-    return QueryFiles(campaigns, broken, files.notes)
+    chosen = tuple(query for query in files.queries if query.name in (only or known))
+    return dataclass_replace(files, queries=chosen)
 
 
 def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
@@ -7106,7 +7093,7 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
     language: the operator's, as far as it is known before the settings are.
     """
     settings: Settings | None = None
-    files = QueryFiles((), (), ())
+    files = QueryFiles()
     try:
         settings, files = load(asked, environ)
         if asked.status:
