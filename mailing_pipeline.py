@@ -257,6 +257,7 @@ class PipelineError(Exception):
     """
 
     exit_code = ExitCode.PARTIAL
+    more: tuple[Text, ...] = ()  # other faults that were found with it
     scarce = False  # the server has no more sessions or channels, and is not down
 
     def __init__(
@@ -268,28 +269,24 @@ class PipelineError(Exception):
     @property
     def lines(self) -> list[Text]:
         """What a person is told, a line each, the hint last."""
-        return [self.message, *([text("    -> {hint}", hint=self.hint)] if self.hint else [])]
+        hint = [text("    -> {hint}", hint=self.hint)] if self.hint else []
+        return [self.message, *self.more, *hint]
 
 
 class SettingsFault(PipelineError):
-    """Settings, queries, ledger or usage are wrong: nothing was started.
+    """Settings, queries, ledger or usage are wrong, all told at once: nothing was started.
 
-    `faults` lists every one that was found; `settings` is what could be read all the same, to tell
-    somebody.
+    settings: what could be read all the same, to tell somebody.
     """
 
     exit_code = ExitCode.USAGE
 
     def __init__(self, *faults: Text, settings: Settings | None = None) -> None:
         super().__init__(faults[0])
-        self.faults, self.settings = faults, settings
+        self.more, self.settings = faults[1:], settings
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.faults))
-
-    @property
-    def lines(self) -> list[Text]:
-        return list(self.faults)
+        return "\n".join(map(str, self.lines))
 
 
 class UsageFault(SettingsFault):
@@ -700,11 +697,6 @@ def remote_path(written: str) -> PurePosixPath:
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
 
 
-def staging_path(written: str) -> PurePosixPath | None:
-    """As remote_path; None of an empty text."""
-    return remote_path(written) if written else None
-
-
 MAILING_ENDINGS = (".csv", ".txt")
 # What Windows takes for a device is no name of a file, whatever its ending.
 LEGAL_NAME = re.compile(
@@ -787,7 +779,7 @@ class Settings:
     sftp_key_passphrase: str = setting("", visible, secret=True)
     sftp_host_key: tuple[str, ...] = setting("", fingerprints)  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
-    sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
+    sftp_staging_dir: PurePosixPath | None = setting("", lambda at: remote_path(at) if at else None)
     sftp_temp_name: str = setting(".part-{id}", temp_name_pattern)
     sftp_compress: bool = setting("no", yes_no)
     sftp_verify: str = setting("size", one_of("size", "hash"))
@@ -896,9 +888,13 @@ def parse_settings(
     Raises SettingsFault with every fault, those found before among them, each with its key and
     never its value; source is the file to name.
     """
-    options = libpq_options()
+    options, known = libpq_options(), known_keys()
     given = {key: value for key, value in values.items() if value}
-    faults = [*faults, *unknown_keys(values)]
+    faults = [*faults]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key.upper(), known, 1, 0)
+            faults.append(at(key, text("unknown setting; did you mean {near}?", near=near)))
     for keys, fault in SFTP_NEEDS.items() if sends else ():
         if not given.keys() & keys.split(", ") and (knows_host or keys != "SFTP_HOST_KEY"):
             faults.append(at(keys, fault))
@@ -920,15 +916,6 @@ def parse_settings(
     if faults:
         raise SettingsFault(*(at(source, fault) for fault in faults), settings=settings)
     return settings
-
-
-def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
-    """The keys that nobody knows, each with the nearest that somebody does."""
-    known = known_keys()
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key.upper(), known, 1, 0)
-            yield at(key, text("unknown setting; did you mean {near}?", near=near))
 
 
 def read_utf8(path: Path) -> str:
@@ -1093,7 +1080,8 @@ class QueryFiles:
 
 def campaign_name(written: str) -> str:
     """A campaign's name, which becomes part of file names and folders."""
-    insist(re.fullmatch(r"[a-z0-9_]+", written), text("must have only a-z, 0-9 and _"))
+    told = "must have only a-z, 0-9 and _; rename the file or add '-- campaign: name'"
+    insist(re.fullmatch(r"[a-z0-9_]+", written), text(told))
     return written
 
 
@@ -1384,7 +1372,10 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     starts = starts or settings.run_hours
     hours = Hours(days or settings.run_days, starts, settings.holidays, keys)
     statements, unsplit = attempt(split_statements, sql)
-    faults += name_faults(name, file_name)
+    if fault := attempt(campaign_name, name)[1]:
+        faults.append(at("campaign", fault))
+    if fault := attempt(file_name_pattern, file_name, name)[1]:
+        faults.append(at("file_name", fault))
     if hours.fault and (keys == ("days:", "hours:") or not hours.told()):
         faults.append(at("hours", hours.fault))
     faults += column_faults(given)
@@ -1413,17 +1404,6 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
 def name_in(source: str) -> str:
     """The campaign that a file's name tells."""
     return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
-
-
-def name_faults(name: str, file_name: str) -> list[Text]:
-    """What is wrong with the campaign's name, and with the file name that it gives."""
-    faults = []
-    if fault := attempt(campaign_name, name)[1]:
-        told = "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'"
-        faults.append(text(told, name=name, fault=fault))
-    if fault := attempt(file_name_pattern, file_name, name)[1]:
-        faults.append(text("its file name {fault}", fault=fault))
-    return faults
 
 
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
@@ -1462,10 +1442,10 @@ def read_query(path: Path, present: Collection[str], settings: Settings) -> Quer
     is_copy = original != path.name and original in present
     insist(not is_copy, text(told, original=original))
     source = printable(path.name, "?")
-    sql, fault = attempt(read_utf8, path)
-    if fault:
-        return BrokenQuery(source, name_in(source), (fault,))
-    query = parse_campaign(source, sql or "", settings)
+    try:
+        query = parse_campaign(source, read_utf8(path), settings)
+    except Wrong as error:
+        return BrokenQuery(source, name_in(source), (error.told,))
     insist(query.enabled, text("its line 'enabled: no' switches it off"))
     return query
 
@@ -5943,7 +5923,7 @@ def finding(what: Text, action: Callable[[], Text | None]) -> Finding:
     try:
         return Finding(what, action() or text("ok"))
     except SettingsFault as error:
-        return Finding(what, in_a_row(error.faults), error)
+        return Finding(what, in_a_row(error.lines), error)
     except PipelineError as error:
         return Finding(what, error.message, error)
 
@@ -7017,12 +6997,12 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
     except SettingsFault as error:
         if error.settings is None:
             raise
-        settings, faults = error.settings, [*error.faults]
+        settings, faults = error.settings, error.lines
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
         choose(files, asked.only)
     except SettingsFault as error:
-        raise type(error)(*faults, *error.faults, settings=settings) from None
+        raise type(error)(*faults, *error.lines, settings=settings) from None
     if faults:
         broken = itertools.chain.from_iterable(query.told for query in files.broken)
         raise SettingsFault(*faults, *broken, settings=settings)
@@ -7271,9 +7251,6 @@ PORTUGUESE: dict[str, str] = {
     "the last statement must return the mailing's rows (SELECT …)": (
         "o último comando deve retornar as linhas do mailing (SELECT …)"
     ),
-    "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
-        "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
-    ),
     "it looks like a copy of {original}; delete it, or give it a name of its own": (
         "parece uma cópia de {original}; apague, ou dê um nome próprio"
     ),
@@ -7348,7 +7325,9 @@ PORTUGUESE: dict[str, str] = {
     ),
     "set twice": "definido duas vezes",
     "not of the form KEY=value": "não está na forma CHAVE=valor",
-    "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
+    "must have only a-z, 0-9 and _; rename the file or add '-- campaign: name'": (
+        "deve ter apenas a-z, 0-9 e _; renomeie o arquivo ou acrescente '-- campaign: nome'"
+    ),
     "must be column names separated by ; or ,": ("deve ter nomes de colunas separados por ; ou ,"),
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
     "a quote or comment without end, or psql's backslash": (
@@ -7365,7 +7344,6 @@ PORTUGUESE: dict[str, str] = {
         "deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
     "given twice": "aparece duas vezes",
-    "its file name {fault}": "o nome do arquivo {fault}",
     "its name must begin with a letter or digit and end in .sql, in small letters": (
         "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"
     ),

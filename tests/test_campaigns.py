@@ -782,7 +782,7 @@ def test_without_one_usable_query_nothing_starts_and_every_reason_is_told(
         load_campaigns(lay(tmp_path, files), settings)
     said = str(caught.value)
     assert "QUERIES_DIR" in said and all(words in said for words in told)
-    assert all(isinstance(fault, Text) and fault.told("pt") != str(fault) for fault in caught.value.faults)
+    assert all(isinstance(fault, Text) and fault.told("pt") != str(fault) for fault in caught.value.lines)
 
 
 def test_a_folder_that_is_missing_is_a_fault(tmp_path: Path, settings: Settings) -> None:

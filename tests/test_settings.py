@@ -53,9 +53,9 @@ def faults(folder: Path, text: str | bytes, environ: Mapping[str, str] | None = 
     """What is wrong with a config.env with this text. Each fault has its Portuguese, with other words."""
     with pytest.raises(SettingsFault) as caught:
         load(folder, text, environ, **how)
-    for fault in caught.value.faults:
+    for fault in caught.value.lines:
         assert isinstance(fault, Text) and fault.told("pt") != str(fault)
-    return list(map(str, caught.value.faults))
+    return list(map(str, caught.value.lines))
 
 
 # key -> what it is by default, another text, what that means, a text that is a fault
