@@ -188,6 +188,11 @@ def masked(told: str) -> str:
     return re.sub(f"{MOMENT}|{LONG_NUMBER}", lambda found: found[1] or "…", told)
 
 
+def printable(told: str, instead: str) -> str:
+    """told with instead in place of each character that cannot be shown."""
+    return "".join(character if character.isprintable() else instead for character in told)
+
+
 def foreign(told: object, hidden: Iterable[str] = ()) -> str:
     """A text of a server, a library or a lock file, fit for console, log, ledger and page.
 
@@ -202,8 +207,7 @@ def foreign(told: object, hidden: Iterable[str] = ()) -> str:
         kept = re.sub(pattern, "…", kept)
     kept = re.sub(r"://[^\s/@]+@", "://…@", kept[: 20 * FOREIGN_CHARS])
     kept = re.sub(r"(?i)\b(pass\w*|pwd)(\s*[=:]\s*)('[^']*'|[^\s']+)", r"\1\2…", kept)
-    kept = "".join(character if character.isprintable() else " " for character in kept)
-    kept = masked(" ".join(kept.split()))
+    kept = masked(" ".join(printable(kept, " ").split()))
     return kept if len(kept) <= FOREIGN_CHARS else kept[:FOREIGN_CHARS] + "…"
 
 
@@ -240,47 +244,43 @@ class ExitCode(IntEnum):
     OUTSIDE_HOURS = 7, "manual run outside the hours"
 
 
-# How many more times an error is worth trying; None: as many as RETRY_ATTEMPTS says.
-AGAIN, ONCE_MORE, TWICE_MORE, NEVER = None, 1, 2, 0
+# How many more times an error is worth trying; AGAIN: as many as RETRY_ATTEMPTS says.
+AGAIN, ONCE_MORE, TWICE_MORE, NEVER = sys.maxsize, 1, 2, 0
 
 
 class PipelineError(Exception):
     """Something a person can understand.
 
     message names the culprit (file, line, key, folder), hint says what to do. Severity is two
-    questions: tries, how many more times it is worth while (None: as many as RETRY_ATTEMPTS says),
-    and wide, whether it reaches beyond one mailing: the server or the login itself, so that it
-    would meet every campaign.
+    questions: tries, how many more times it is worth while, and wide, whether it reaches beyond
+    one mailing: the server or the login itself, so that it would meet every campaign.
     """
 
     exit_code = ExitCode.PARTIAL
-
+    more: tuple[Text, ...] = ()  # other faults that were found with it
     scarce = False  # the server has no more sessions or channels, and is not down
     settings: Settings | None = None  # what could be read of them, to tell somebody
 
     def __init__(
-        self,
-        message: Text,
-        hint: Text | None = None,
-        *,
-        tries: int | None = NEVER,
-        wide: bool = False,
+        self, message: Text, hint: Text | None = None, *, tries: int = NEVER, wide: bool = False
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.tries, self.wide = message, hint, tries, wide
-        self.faults: tuple[Text, ...] = (message,)
 
     @property
     def lines(self) -> list[Text]:
         """What a person is told, a line each, the hint last."""
-        return [*self.faults, *([text("    -> {hint}", hint=self.hint)] if self.hint else [])]
+        hint = [text("    -> {hint}", hint=self.hint)] if self.hint else []
+        return [*self.faults, *hint]
+
+    @property
+    def faults(self) -> tuple[Text, ...]:
+        """Every fault that was found, without the hint."""
+        return (self.message, *self.more)
 
 
 class SettingsFault(PipelineError):
-    """Settings, queries, ledger or usage are wrong: nothing was started.
-
-    `faults` lists every one that was found.
-    """
+    """Settings, queries, ledger or usage are wrong, all told at once: nothing was started."""
 
     exit_code = ExitCode.USAGE
 
@@ -288,7 +288,7 @@ class SettingsFault(PipelineError):
         self, *faults: Text, hint: Text | None = None, settings: Settings | None = None
     ) -> None:
         super().__init__(faults[0], hint)
-        self.faults, self.settings = faults, settings
+        self.more, self.settings = faults[1:], settings
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.faults))
@@ -462,9 +462,11 @@ class Hours:
         return parts
 
     @property
-    def idle(self) -> list[Text]:
-        """The weekdays that have hours of their own, and on which nothing runs all the same."""
-        return [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
+    def fault(self) -> Text | None:
+        """Weekdays that have hours of their own, and on which nothing runs all the same."""
+        days = [DAYS[day] for day in range(7) if day in self.starts.keys() - self.days]
+        told = "has hours for {days}, which {key} leaves out"
+        return text(told, days=days, key=self.keys[0]) if days else None
 
 
 class Stop:
@@ -549,13 +551,12 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
             return action()
         except PipelineError as error:
             failures += 1
-            limited += error.tries is not None
+            limited += error.tries != AGAIN
             now_s = stop.clock.steady_s()
             if until_s is None:
                 until_s = now_s + policy.attempts * max(policy.max_s, RETRY_BUDGET_S)
-            most = policy.attempts - 1
-            if error.tries is not None:  # what others failed by does not count against it
-                most = min(most, failures - limited + error.tries)
+            # what others failed by does not count against an error that is worth a few tries
+            most = min(policy.attempts - 1, failures - limited + error.tries)
             pause_s = min(policy.max_s, policy.first_s * 2 ** (failures - 1)) * stop.clock.jitter()
             if failures > most or pause_s > min(until_s - now_s, stop.left_s()):
                 error.tries = NEVER  # spent, also for those who are handed this error afterwards
@@ -576,8 +577,6 @@ LANGUAGES = ("en", "pt")
 # libpq reads these from the environment alone; every other PG* name is a connection option of its.
 LIBPQ_ENVIRONMENT = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
 LINE_END = re.compile(r"\r\n|\r|\n")  # and no other, for PostgreSQL as for editors
-Raw = Mapping[str, str]  # texts by key, as config.env or the environment has them
-Texts = Sequence[Text]
 Parser = Callable[[str], Any]  # of a value's text; raises Wrong
 
 
@@ -597,9 +596,20 @@ def attempt(parse: Callable[..., T], *arguments: object) -> tuple[T | None, Text
         return None, error.told
 
 
+def insist(sound: object, told: Text) -> None:
+    """Raise Wrong(told) unless that is so."""
+    if not sound:
+        raise Wrong(told)
+
+
+def at(place: object, fault: Text) -> Text:
+    """A fault with its place: a file, a line of it, a key."""
+    return text("{place}: {fault}", place=place, fault=fault)
+
+
 def at_line(line: int, fault: Text) -> Text:
     """A fault with its line."""
-    return text("line {line}: {fault}", line=str(line), fault=fault)
+    return at(text("line {line}", line=str(line)), fault)
 
 
 UNSEEN = text("holds a character that cannot be seen; type it anew")
@@ -607,18 +617,16 @@ UNSEEN = text("holds a character that cannot be seen; type it anew")
 
 def visible(written: str) -> str:
     """A name or path without what nobody sees, which comes along from a web page or a mail."""
-    if not written.isprintable():
-        raise Wrong(UNSEEN)
+    insist(written.isprintable(), UNSEEN)
     return written
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from low to high."""
+    told = text("must be a whole number from {low} to {high}", low=str(low), high=str(high))
 
     def parse(written: str) -> int:
-        if not re.fullmatch("[0-9]+", written) or not low <= int(written) <= high:
-            told = "must be a whole number from {low} to {high}"
-            raise Wrong(text(told, low=str(low), high=str(high)))
+        insist(re.fullmatch("[0-9]+", written) and low <= int(written) <= high, told)
         return int(written)
 
     return parse
@@ -629,8 +637,7 @@ def one_of(*words: str, **meanings: Any) -> Parser:
     known = dict(zip(words, words, strict=True)) | meanings
 
     def parse(written: str) -> Any:
-        if written.lower() not in known:
-            raise Wrong(text("must be one of: {choices}", choices=list(known)))
+        insist(written.lower() in known, text("must be one of: {choices}", choices=list(known)))
         return known[written.lower()]
 
     return parse
@@ -643,8 +650,8 @@ newline = one_of(crlf="\r\n", lf="\n")
 def one_character(written: str) -> str:
     r"""A CSV delimiter: one ASCII character (or \t)."""
     written = "\t" if written == r"\t" else written
-    if not re.fullmatch(r"[!#-/:-@[-`{-~\t]", written):  # but for the quote and the blank
-        raise Wrong(text(r"must be one character such as ; or , or | or \t"))
+    told = text(r"must be one character such as ; or , or | or \t")
+    insist(re.fullmatch(r"[!#-/:-@[-`{-~\t]", written), told)  # but for the quote and the blank
     return written
 
 
@@ -659,8 +666,8 @@ def weekdays(written: str) -> frozenset[int]:
     try:
         return frozenset().union(*(DAY_RUNS[part.strip()] for part in written.lower().split(",")))
     except KeyError:
-        told = "must be days from Monday to Sunday, such as mon-sat or mon,wed,fri"
-        raise Wrong(text(told)) from None
+        told = text("must be days from Monday to Sunday, such as mon-sat or mon,wed,fri")
+        raise Wrong(told) from None
 
 
 TIME = "((?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -681,12 +688,6 @@ def start_times(written: str) -> Starts:
     return starts
 
 
-def idle_fault(hours: Hours) -> Text:
-    """What is wrong with hours of days on which nothing runs."""
-    told = "has hours for {days}, which {key} leaves out"
-    return text(told, days=hours.idle, key=hours.keys[0])
-
-
 def dates(written: str) -> frozenset[date]:
     """'2026-12-25,2027-01-01' as dates."""
     try:
@@ -697,16 +698,10 @@ def dates(written: str) -> frozenset[date]:
 
 def remote_path(written: str) -> PurePosixPath:
     """A path on the SFTP server: always with /, never upwards."""
-    upwards = ".." in PurePosixPath(written).parts
-    if not written or "\\" in written or upwards or not written.isprintable():
-        told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
-        raise Wrong(text(told))
+    told = "must be a path with / such as /entrada/cobranca_30d, with neither .. nor backslash"
+    upwards = ".." in written.split("/")
+    insist(written and "\\" not in written and not upwards and written.isprintable(), text(told))
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
-
-
-def staging_path(written: str) -> PurePosixPath | None:
-    """As remote_path; None of an empty text."""
-    return remote_path(written) if written else None
 
 
 MAILING_ENDINGS = (".csv", ".txt")
@@ -730,22 +725,20 @@ def file_name_pattern(written: str, campaign: str = "campaign") -> str:
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
     is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
-    if not is_mailing or not LEGAL_NAME.fullmatch(sample):
-        told = "must give a legal file name that ends in .csv or .txt, such as {example}"
-        raise Wrong(text(told, example="mailing_{campaign}_%d-%m_%H-%M.csv"))
-    if "{campaign}" not in written and "%H" not in written:
-        told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
-        raise Wrong(text(told))
+    told = "must give a legal file name that ends in .csv or .txt, such as {example}"
+    example = "mailing_{campaign}_%d-%m_%H-%M.csv"
+    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=example))
+    told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
+    insist("{campaign}" in written or "%H" in written, text(told))
     return written
 
 
 def temp_name_pattern(written: str) -> str:
     """What a mailing is called until it is whole: with {id}, and not as dialers expect one."""
     sample = visible(written).replace("{id}", "0f1e2d3c")
-    is_mailing = sample.lower().endswith(MAILING_ENDINGS)
-    if sample == written or is_mailing or not LEGAL_NAME.fullmatch(sample):
-        told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
-        raise Wrong(text(told))
+    is_temp = sample != written and not sample.lower().endswith(MAILING_ENDINGS)
+    told = "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}"
+    insist(is_temp and LEGAL_NAME.fullmatch(sample), text(told))
     return written
 
 
@@ -754,12 +747,11 @@ def fingerprints(written: str) -> tuple[str, ...]:
 
     Both add the kind of the key in brackets.
     """
-    found = re.sub(r"\([\w@.-]+\)|,", " ", written).split()
+    found = re.sub(r"=?(\([\w@.-]+\)|,|\s|$)", " ", written).split()
+    told = "must look like SHA256: and 43 characters; --check prints the one it sees"
     for one in found:
-        if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", one):
-            told = "must look like SHA256: and 43 characters; --check prints the one it sees"
-            raise Wrong(text(told))
-    return tuple(dict.fromkeys(one.rstrip("=") for one in found))
+        insist(re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", one), text(told))
+    return tuple(dict.fromkeys(found))
 
 
 def connection_string(written: str) -> Mapping[str, str]:
@@ -769,15 +761,13 @@ def connection_string(written: str) -> Mapping[str, str]:
     try:
         return {key: str(value) for key, value in conninfo.conninfo_to_dict(written).items()}
     except ProgrammingError:  # whose text may quote the password
-        example = "host=pg dbname=ledger user=ledger password=…"
-        raise Wrong(
-            text("must be a libpq connection string such as {example}", example=example)
-        ) from None
+        told = "must be a libpq connection string such as host=pg dbname=x user=x password=…"
+        raise Wrong(text(told)) from None
 
 
-def setting(default: str, parse: Parser = str, *, secret: bool = False, key: str = "") -> Any:
-    """One line of config.env; its key is the field's name in capitals, unless given."""
-    return field(repr=not secret, metadata={"default": default, "parse": parse, "key": key})
+def setting(default: str, parse: Parser = str, *, secret: bool = False) -> Any:
+    """One line of config.env; its key is the field's name in capitals."""
+    return field(repr=not secret, metadata={"default": default, "parse": parse})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -794,9 +784,9 @@ class Settings:
     sftp_password: str = setting("", visible, secret=True)
     sftp_key_file: str = setting("", visible)
     sftp_key_passphrase: str = setting("", visible, secret=True)
-    sftp_host_keys: tuple[str, ...] = setting("", fingerprints, key="SFTP_HOST_KEY")  # any of them
+    sftp_host_key: tuple[str, ...] = setting("", fingerprints)  # any of them
     sftp_base_dir: PurePosixPath = setting("/", remote_path)
-    sftp_staging_dir: PurePosixPath | None = setting("", staging_path)
+    sftp_staging_dir: PurePosixPath | None = setting("", lambda at: remote_path(at) if at else None)
     sftp_temp_name: str = setting(".part-{id}", temp_name_pattern)
     sftp_compress: bool = setting("no", yes_no)
     sftp_verify: str = setting("size", one_of("size", "hash"))
@@ -842,15 +832,9 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must never be told, whoever quotes it."""
-        password = self.libpq.get("password", "")
-        urls = (*self.alert_urls.split(), self.heartbeat_url)
-        return (
-            password,
-            self.ledger.get("password", ""),
-            self.sftp_password,
-            self.sftp_key_passphrase,
-            *urls,
-        )
+        passwords = self.libpq.get("password", ""), self.ledger.get("password", "")
+        login = self.sftp_password, self.sftp_key_passphrase
+        return (*passwords, *login, *self.alert_urls.split(), self.heartbeat_url)
 
     @property
     def ledger_path(self) -> Path:
@@ -870,8 +854,7 @@ class Settings:
         return RetryPolicy(self.retry_attempts, self.retry_first_seconds, self.retry_max_seconds)
 
 
-LINES = [item for item in fields(Settings) if item.metadata]
-SETTING_FIELDS = {item.metadata["key"] or item.name.upper(): item for item in LINES}
+SETTING_FIELDS = {item.name.upper(): item for item in fields(Settings) if item.metadata}
 
 
 def libpq_options() -> dict[str, str]:
@@ -887,8 +870,23 @@ def known_keys() -> list[str]:
     return [*SETTING_FIELDS, *libpq_options(), *LIBPQ_ENVIRONMENT]
 
 
+# What the SFTP server cannot be reached without: keys of which one must be set.
+SFTP_NEEDS = {
+    "SFTP_HOST": text("missing"),
+    "SFTP_USER": text("missing"),
+    "SFTP_HOST_KEY": text("missing; run with --check to see the server's fingerprint"),
+    "SFTP_PASSWORD, SFTP_KEY_FILE": text("set one of the two, or both if both are wanted"),
+}
+
+
 def parse_settings(
-    values: Raw, folder: Path, source: str, *, sends: bool, knows_host: bool, faults: Texts = ()
+    values: Mapping[str, str],
+    folder: Path,
+    source: str,
+    *,
+    sends: bool,
+    knows_host: bool,
+    faults: Iterable[Text] = (),
 ) -> Settings:
     """Settings from raw texts by key; an empty text is the default.
 
@@ -897,17 +895,22 @@ def parse_settings(
     Raises SettingsFault with every fault, those found before among them, each with its key and
     never its value; source is the file to name.
     """
-    options = libpq_options()
+    options, known = libpq_options(), known_keys()
     given = {key: value for key, value in values.items() if value}
-    faults = [*faults, *unknown_keys(values)]
-    if sends:
-        faults += missing_keys(given, knows_host)
+    faults = [*faults]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key.upper(), known, 1, 0)
+            faults.append(at(key, text("unknown setting; did you mean {near}?", near=near)))
+    for keys, fault in SFTP_NEEDS.items() if sends else ():
+        if not given.keys() & keys.split(", ") and (knows_host or keys != "SFTP_HOST_KEY"):
+            faults.append(at(keys, fault))
     parsed: dict[str, Any] = {}
     for key, item in SETTING_FIELDS.items():
         parse, default = item.metadata["parse"], item.metadata["default"]
-        parsed[item.name], fault = attempt(parse, given.get(key, default))
-        if fault:  # what can be read all the same is needed, to tell somebody
-            faults.append(text("{key}: {fault}", key=key, fault=fault))
+        parsed[item.name], wrong = attempt(parse, given.get(key, default))
+        if wrong:  # what can be read all the same is needed, to tell somebody
+            faults.append(at(key, wrong))
             parsed[item.name] = parse(default)
     settings = Settings(
         folder=folder,
@@ -915,32 +918,11 @@ def parse_settings(
         libpq_environment={key: given[key] for key in LIBPQ_ENVIRONMENT if key in given},
         **parsed,
     )
-    if settings.hours.idle and not faults:
-        faults.append(text("{key}: {fault}", key="RUN_HOURS", fault=idle_fault(settings.hours)))
+    if settings.hours.fault and not faults:
+        faults.append(at("RUN_HOURS", settings.hours.fault))
     if faults:
-        told = [text("{file}: {fault}", file=source, fault=fault) for fault in faults]
-        raise SettingsFault(*told, settings=settings)
+        raise SettingsFault(*(at(source, fault) for fault in faults), settings=settings)
     return settings
-
-
-def unknown_keys(values: Iterable[str]) -> Iterator[Text]:
-    """The keys that nobody knows, each with the nearest that somebody does."""
-    known = known_keys()
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key.upper(), known, 1, 0)
-            yield text("{key}: unknown setting; did you mean {near}?", key=key, near=near)
-
-
-def missing_keys(given: Collection[str], knows_host: bool) -> Iterator[Text]:
-    """What the SFTP server cannot be reached without."""
-    for key in ("SFTP_HOST", "SFTP_USER"):
-        if key not in given:
-            yield text("{key}: missing", key=key)
-    if knows_host and "SFTP_HOST_KEY" not in given:
-        yield text("SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint")
-    if "SFTP_PASSWORD" not in given and "SFTP_KEY_FILE" not in given:
-        yield text("SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted")
 
 
 def read_utf8(path: Path) -> str:
@@ -960,15 +942,15 @@ def read_utf8(path: Path) -> str:
     return written
 
 
-def load_settings(path: Path, environ: Raw, *, sends: bool, knows_host: bool) -> Settings:
+def load_settings(
+    path: Path, environ: Mapping[str, str], *, sends: bool, knows_host: bool
+) -> Settings:
     """Read config.env; a real environment variable of the same name wins. Raises SettingsFault."""
-    if not path.exists():
-        told = "{file}: not found; copy config.env.example to config.env and fill it in"
-        raise SettingsFault(text(told, file=str(path)))
     try:
         values, faults = parse_env(read_utf8(path))
     except Wrong as error:
-        raise SettingsFault(text("{file}: {fault}", file=str(path), fault=error.told)) from None
+        missing = text("not found; copy config.env.example to config.env and fill it in")
+        raise SettingsFault(at(path, error.told if path.exists() else missing)) from None
     own = {key: environ[key] for key in known_keys() if environ.get(key)}
     if environ.get("LANGUAGE") not in LANGUAGES:  # gettext's own variable too, as 'pt_BR:pt'
         own.pop("LANGUAGE", None)
@@ -987,7 +969,7 @@ def parse_env(written: str) -> tuple[dict[str, str], list[Text]]:
         for binding in parse_stream(io.StringIO(line)):
             fault = line_fault(line, binding)
             if binding.key in values:
-                fault = text("{key}: set twice", key=binding.key)
+                fault = at(binding.key, text("set twice"))
             elif binding.key and binding.value is not None:
                 values[binding.key] = binding.value
             if fault:
@@ -999,20 +981,19 @@ def line_fault(line: str, binding: Binding) -> Text | None:
     """What is wrong with a line of config.env that dotenv took as binding; it is never quoted."""
     named = re.match(r"\s*(?:export\s+)?([\w.-]+)\s*=\s*(.*)", line)
     key, written = named.groups() if named else ("", "")
-    if binding.error and written.startswith(("'", '"')):
-        told = "{key}: a quote inside the value ends it, or the last is missing; for one write \\'"
-        return text(told, key=key)
-    if binding.error or (binding.key and binding.value is None):
-        return text("not of the form KEY=value")
     # one backslash is left of two
     is_share = re.match(r"'\\\\[^\\']+\\", written) and "PASS" not in key
-    if is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
-        told = "{key}: these quotes change what follows a backslash; use others or none"
-        return text(told, key=key)
-    if "PASS" in key and re.match(r"[^'\"].*\s#", written):
-        told = "{key}: what follows ' #' is a comment; put the value between single quotes"
-        return text(told, key=key)
-    return None
+    if binding.error and written.startswith(("'", '"')):
+        told = "a quote inside the value ends it, or the last is missing; for one write \\'"
+    elif binding.error or (binding.key and binding.value is None):
+        return text("not of the form KEY=value")
+    elif is_share or (written.startswith('"') and not (binding.value or "").isprintable()):
+        told = "these quotes change what follows a backslash; use others or none"
+    elif "PASS" in key and re.match(r"[^'\"].*\s#", written):
+        told = "what follows ' #' is a comment; put the value between single quotes"
+    else:
+        return None
+    return at(key, text(told))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -1076,12 +1057,12 @@ class BrokenQuery:
     source: str  # the file's name
     name: str  # the campaign that it would feed, as far as can be told
     faults: tuple[Text, ...]  # without the file's name
+    enabled: bool = True
 
     @property
     def told(self) -> tuple[Text, ...]:
         """Its faults, each with the file's name."""
-        file = self.source
-        return tuple(text("{file}: {fault}", file=file, fault=fault) for fault in self.faults)
+        return tuple(at(self.source, fault) for fault in self.faults)
 
 
 Query = Campaign | BrokenQuery
@@ -1091,32 +1072,38 @@ Query = Campaign | BrokenQuery
 class QueryFiles:
     """What lies in the folder of the query files, each in the order of the files' names."""
 
-    campaigns: tuple[Campaign, ...]  # switched on and sound
-    broken: tuple[BrokenQuery, ...] = ()
+    queries: tuple[Query, ...] = ()
     notes: tuple[Text, ...] = ()  # what lies there and is not read, and why: a sentence each
+
+    @property
+    def campaigns(self) -> list[Campaign]:
+        """Those that are sound."""
+        return [query for query in self.queries if isinstance(query, Campaign)]
+
+    @property
+    def broken(self) -> list[BrokenQuery]:
+        return [query for query in self.queries if isinstance(query, BrokenQuery)]
 
 
 def campaign_name(written: str) -> str:
     """A campaign's name, which becomes part of file names and folders."""
-    if not re.fullmatch(r"[a-z0-9_]+", written):
-        raise Wrong(text("must have only a-z, 0-9 and _"))
+    told = "must have only a-z, 0-9 and _; rename the file or add '-- campaign: name'"
+    insist(re.fullmatch(r"[a-z0-9_]+", written), text(told))
     return written
 
 
 def names(written: str) -> tuple[str, ...]:
     """Column names, separated by ; or ,"""
-    found = tuple(name.strip() for name in re.split("[;,]", written))
-    if not all(found):
-        raise Wrong(text("must be column names separated by ; or ,"))
-    return tuple(map(visible, found))
+    found = tuple(visible(name.strip()) for name in re.split("[;,]", written))
+    insist(all(found), text("must be column names separated by ; or ,"))
+    return found
 
 
 def percent(written: str) -> int:
     """'70%' as 70."""
-    found = re.fullmatch(r"([0-9]{1,2}|100)\s*%", written)
-    if not found:
-        raise Wrong(text("must be a percentage such as 70%"))
-    return int(found[1])
+    told = text("must be a percentage such as 70%")
+    insist(re.fullmatch(r"([0-9]{1,2}|100)\s*%", written), told)
+    return int(written.rstrip("% \t"))
 
 
 # A query file's own settings. Those whose names are fields of Campaign with a default are handed on
@@ -1268,18 +1255,18 @@ def statement_fault(statement: Statement, is_last: bool) -> Text | None:
     """Why a statement has no place in a query file; None if it has."""
     words, command = statement.words, statement.command
     ends = command in ENDS and "TO" not in words[:4]
-    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
-        told = "{command}: remove it; the program opens and ends the transaction itself"
-        return text(told, command=command)
-    if command == "COPY":
-        return text("COPY: remove it and leave the SELECT; the program copies the result itself")
-    if not all(map(str.isprintable, words)):
-        return UNSEEN
     returns = command in READS or (command in CHANGES and "RETURNING" in words)
-    if is_last and not returns:
-        told = "{command}: the last statement must return the mailing's rows (SELECT …)"
-        return text(told, command=command)
-    return None
+    if ends or words[:2] == ("PREPARE", "TRANSACTION"):
+        told = "remove it; the program opens and ends the transaction itself"
+    elif command == "COPY":
+        told = "remove it and leave the SELECT; the program copies the result itself"
+    elif not all(map(str.isprintable, words)):
+        return UNSEEN
+    elif is_last and not returns:
+        told = "the last statement must return the mailing's rows (SELECT …)"
+    else:
+        return None
+    return at(command, text(told))
 
 
 # ----- Directives: the leading comments that are meant for the program, and those that look so
@@ -1321,52 +1308,49 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
         if comment.block or key not in DIRECTIVES:
             fault = meant_as_directive(comment)
         elif not comment.leads:
-            fault = text("{key}: must stand above the first SQL line, or it has no effect", key=key)
+            fault = at(key, text("must stand above the first SQL line, or it has no effect"))
         elif key in found:
-            fault = text("{key}: given twice", key=key)
+            fault = at(key, text("given twice"))
         else:
             found[key], wrong = attempt(DIRECTIVES[key], value)
-            fault = text("{key}: {fault}", key=key, fault=wrong) if wrong else None
+            fault = at(key, wrong) if wrong else None
         if fault:
             faults.append(at_line(comment.line, fault))
     return found, faults
 
 
-def meant_as_directive(comment: Comment) -> Text | None:
-    """What to say of a comment that was meant to have an effect; None of an ordinary one.
+def meant(key: str) -> re.Pattern[str]:
+    """A comment that begins with that key, or with what one typing error makes of it.
 
-    Its first words are then a key, or one typing error away from it.
+    That is a letter too many, wrong or missing, or two that changed places; blanks, dots and
+    dashes stand for _. Its groups: the key as it is written, the separator, the value.
     """
-    line = "".join(letter if letter.isprintable() else " " for letter in comment.text)
-    line = unicodedata.normalize("NFKC", line.removesuffix("*/")).rstrip()
-    for blanks in range(4):
-        words = rf"[^\W_]+(?:[\s._-]+[^\W_]+){{{blanks}}}"
-        found = re.fullmatch(rf"[\W_]*({words})[\"'`\])}}*_.]*\s*((?:[:=>–—-]\s*)*)(.*)", line)
-        if found and not found[2].startswith("::"):
-            key = near_key(re.sub(r"[\s._-]+", "_", found[1].lower()))
-            if key and is_meant(key, found[1], found[2], found[3], comment.leads):
-                told = "{written}: has no effect so; write '-- {key}: …'"
-                return text(told, written=found[1], key=key)
+    gap = r"[\s._-]++"
+    written = key
+    for end in range(len(key) + 1):
+        head, rest = key[:end], key[end:]
+        written += f"|{head}.{rest}|{head}.??{rest[1:]}|{head}{rest[1::-1]}{rest[2:]}"
+    written = written.translate({ord("_"): gap, ord("."): rf"(?:[^\W_]|{gap})"})
+    marks = r"[\"'`\])}*_.]*+\s*+(?!::)"
+    return re.compile(rf"(?i)({written})(?![^\W_]){marks}((?:[:=>–—-]\s*)*)(.*)")
+
+
+MEANT = {key: meant(key) for key in DIRECTIVES}
+
+
+def meant_as_directive(comment: Comment) -> Text | None:
+    """What to say of a comment that was meant to have an effect; None of an ordinary one."""
+    line = printable(comment.text, " ").removesuffix("*/")
+    line = unicodedata.normalize("NFKC", line).rstrip()
+    line = re.sub(r"^[\W_]+", "", line)
+    for key, pattern in MEANT.items():
+        found = pattern.fullmatch(line)
+        if found and is_meant(key, comment.leads, *found.groups()):
+            return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
     return None
 
 
-@functools.lru_cache(maxsize=1000)
-def near_key(written: str) -> str | None:
-    """The directive that written is, or is one typing error away from."""
-    if written in DIRECTIVES:
-        return written
-    return next((key for key in DIRECTIVES if one_error_apart(written, key)), None)
-
-
-def one_error_apart(one: str, other: str) -> bool:
-    """Whether two words differ by a letter too many, missing, wrong, or two that changed places."""
-    while one and one[:1] == other[:1]:
-        one, other = one[1:], other[1:]
-    swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
-    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
-
-
-def is_meant(key: str, written: str, separator: str, value: str, leads: bool) -> bool:
+def is_meant(key: str, leads: bool, written: str, separator: str, value: str) -> bool:
     """Whether a comment that begins with (nearly) that key was meant as a directive, or is prose.
 
     A guard is told whatever its value, another only if the value can be read or the key is right.
@@ -1374,15 +1358,12 @@ def is_meant(key: str, written: str, separator: str, value: str, leads: bool) ->
     exact, assigned = written.lower() == key, re.search("[:=]", separator) is not None
     if key in GUARDS:
         return value[:1].isdigit() or (leads and assigned)
-    if not leads:
-        return False
-    # 9h-18h: else people are called at the wrong time
-    if key == "hours" and re.match(r"\d\d?[h:]", value):
-        return True
     readable = attempt(DIRECTIVES[key], value)[1] is None
+    if key == "hours" and re.match(r"\d\d?[h:]", value):  # else calls are at the wrong time
+        return leads
     if assigned:
-        return readable or exact
-    return readable and exact and re.match(r"\S*[;_/\d]", value) is not None
+        return leads and (readable or exact)
+    return leads and readable and exact and re.match(r"\S*[;_/\d]", value) is not None
 
 
 # ----- Files
@@ -1393,15 +1374,21 @@ def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     given, faults = parse_directives(sql)
     name = given.get("campaign") or name_in(source)
     file_name = given.get("file_name") or settings.file_name
-    hours = campaign_hours(given, settings)
+    days, starts = given.get("days"), given.get("hours")
+    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
+    starts = starts or settings.run_hours
+    hours = Hours(days or settings.run_days, starts, settings.holidays, keys)
     statements, unsplit = attempt(split_statements, sql)
-    faults += name_faults(name, file_name)
-    if hours.idle and (given.keys() >= {"days", "hours"} or not hours.told()):
-        faults.append(text("hours: {fault}", fault=idle_fault(hours)))
+    if fault := attempt(campaign_name, name)[1]:
+        faults.append(at("campaign", fault))
+    if fault := attempt(file_name_pattern, file_name, name)[1]:
+        faults.append(at("file_name", fault))
+    if hours.fault and (keys == ("days:", "hours:") or not hours.told()):
+        faults.append(at("hours", hours.fault))
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
-        return BrokenQuery(source, name, tuple(faults))
+        return BrokenQuery(source, name, tuple(faults), given.get("enabled") is not False)
 
     csv = {}
     for key in ("delimiter", "encoding", "header", "newline"):
@@ -1426,33 +1413,14 @@ def name_in(source: str) -> str:
     return re.sub(r"^\d+_|\.sql$", "", source, flags=re.IGNORECASE)
 
 
-def name_faults(name: str, file_name: str) -> list[Text]:
-    """What is wrong with the campaign's name, and with the file name that it gives."""
-    faults = []
-    if fault := attempt(campaign_name, name)[1]:
-        told = "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'"
-        faults.append(text(told, name=name, fault=fault))
-    if fault := attempt(file_name_pattern, file_name, name)[1]:
-        faults.append(text("its file name {fault}", fault=fault))
-    return faults
-
-
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
     faults = []
     for key in ("phones", "unique") if given.get("columns") else ():
         for column in given.get(key) or ():
             if column not in given["columns"]:
-                told = "{key}: {column} is not one of columns:"
-                faults.append(text(told, key=key, column=column))
+                faults.append(at(key, text("{column} is not one of columns:", column=column)))
     return faults
-
-
-def campaign_hours(given: Mapping[str, Any], settings: Settings) -> Hours:
-    """When a campaign runs: what its file says, else what the settings say."""
-    days, starts = given.get("days"), given.get("hours")
-    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
-    return Hours(days or settings.run_days, starts or settings.run_hours, settings.holidays, keys)
 
 
 # How Explorer, OneDrive (the name of the PC), macOS and Linux name a copy, also a copy's copy.
@@ -1471,86 +1439,67 @@ def original_of(stem: str) -> str:
 QUERY_NAME = re.compile(r"(?is)\w.*\.sql" if os.name == "nt" else r"(?s)\w.*\.sql")
 
 
-def why_not_read(path: Path, present: Collection[str]) -> Text | None:
-    """Why a file that looks like a query is not read; None if it is. present: the files' names."""
-    if not QUERY_NAME.fullmatch(path.name):
-        return text("its name must begin with a letter or digit and end in .sql, in small letters")
-    if path.is_dir():
-        return text("it is a folder")
+def read_query(path: Path, present: Collection[str], settings: Settings) -> Query:
+    """What a query file holds. Raises Wrong if it is not to be read; present: the files' names."""
+    told = "its name must begin with a letter or digit and end in .sql, in small letters"
+    insist(QUERY_NAME.fullmatch(path.name), text(told))
+    insist(not path.is_dir(), text("it is a folder"))
     original = original_of(path.stem) + path.suffix
-    if original != path.name and original in present:
-        told = "it looks like a copy of {original}; delete it, or give it a name of its own"
-        return text(told, original=original)
-    return None
-
-
-def read_query(path: Path, source: str, settings: Settings) -> Query | None:
-    """What a query file holds; None if its own line switches it off."""
+    told = "it looks like a copy of {original}; delete it, or give it a name of its own"
+    is_copy = original != path.name and original in present
+    insist(not is_copy, text(told, original=original))
+    source = printable(path.name, "?")
     try:
-        sql = read_utf8(path)
+        query = parse_campaign(source, read_utf8(path), settings)
     except Wrong as error:
         return BrokenQuery(source, name_in(source), (error.told,))
-    given, _ = parse_directives(sql)
-    return None if given.get("enabled") is False else parse_campaign(source, sql, settings)
+    insist(query.enabled, text("its line 'enabled: no' switches it off"))
+    return query
 
 
 def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
     """What lies in the folder of the query files. Raises SettingsFault if nothing can be used."""
-    queries: list[Query] = []
-    notes: list[Text] = []
-    paths = query_paths(folder)
-    present = {path.name for path in paths}
-    for path in paths:
-        source = "".join(letter if letter.isprintable() else "?" for letter in path.name)
-        why = why_not_read(path, present)
-        if query := None if why else read_query(path, source, settings):
-            queries.append(query)
-        else:
-            why = why or text("its line 'enabled: no' switches it off")
-            notes.append(text("{file} is not read: {why}", file=source, why=why))
-    campaigns, broken = without_clashes(queries, settings.sftp_staging_dir)
-    if not campaigns:
-        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
-        faults = [fault for query in broken for fault in query.told]
-        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
-    return QueryFiles(tuple(campaigns), tuple(broken), tuple(notes))
-
-
-def query_paths(folder: Path) -> list[Path]:
-    """What looks like a query file, in the order of the names. Raises SettingsFault."""
     try:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         told = "{folder}: cannot be read: {why} (QUERIES_DIR)"
         raise SettingsFault(text(told, folder=str(folder), why=error.strerror)) from None
-    return [path for path in paths if re.search(r"(?i)^\d+_|\.sql", path.name)]
+    queries: list[Query] = []
+    notes: list[Text] = []
+    present = [path.name for path in paths]
+    for path in paths:
+        if re.search(r"(?i)^\d+_|\.sql", path.name):
+            query, why = attempt(read_query, path, present, settings)
+            if query:
+                queries.append(query)
+            else:
+                file = printable(path.name, "?")
+                notes.append(text("{file} is not read: {why}", file=file, why=why))
+    sound_or_not = tuple(without_clashes(queries, settings.sftp_staging_dir))
+    files = QueryFiles(sound_or_not, tuple(notes))
+    if not files.campaigns:
+        told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
+        faults = [fault for query in files.broken for fault in query.told]
+        raise SettingsFault(text(told, folder=str(folder)), *faults, *notes)
+    return files
 
 
-def without_clashes(
-    queries: Sequence[Query], staging: PurePosixPath | None
-) -> tuple[list[Campaign], list[BrokenQuery]]:
-    """The campaigns that share name and folder with no other, and all that is broken.
+def without_clashes(queries: Sequence[Query], staging: PurePosixPath | None) -> Iterator[Query]:
+    """The same; broken are also those that share a name or folder with another.
 
     Both sides are at fault: which of them was meant, nobody knows.
     """
-    users: dict[str, list[str]] = {}
-    if staging:
-        users[f"folder {staging}".lower()] = ["SFTP_STAGING_DIR"]
+    users = {f"folder {staging or ''}".lower(): ["SFTP_STAGING_DIR"]}
     for query in queries:
         for key in own_things(query):
             users.setdefault(key, []).append(query.source)
-    campaigns, broken = [], []
     for query in queries:
         faults = query.faults if isinstance(query, BrokenQuery) else ()
         for key, what in own_things(query).items():
             if others := [user for user in users[key] if user != query.source]:
                 told = "{what} is used by {others} too; each needs its own"
                 faults += (text(told, what=what, others=others),)
-        if faults:
-            broken.append(BrokenQuery(query.source, query.name, faults))
-        elif isinstance(query, Campaign):
-            campaigns.append(query)
-    return campaigns, broken
+        yield BrokenQuery(query.source, query.name, faults) if faults else query
 
 
 def own_things(query: Query) -> dict[str, Text]:
@@ -1564,17 +1513,14 @@ def own_things(query: Query) -> dict[str, Text]:
     return things
 
 
-def choose(files: QueryFiles, only: Sequence[str]) -> QueryFiles:
+def choose(files: QueryFiles, only: Collection[str]) -> QueryFiles:
     """The query files of the campaigns that --only names, or all. Raises UsageFault."""
-    known = [query.name for query in files.campaigns] + [query.name for query in files.broken]
+    known = [query.name for query in files.queries]
     if unknown := [name for name in only if name not in known]:
         told = "--only {unknown}: no such campaign; known: {known}"
         raise UsageFault(text(told, unknown=unknown, known=known))
-    if not only:
-        return files
-    campaigns = tuple(campaign for campaign in files.campaigns if campaign.name in only)
-    broken = tuple(query for query in files.broken if query.name in only)
-    return QueryFiles(campaigns, broken, files.notes)
+    chosen = tuple(query for query in files.queries if query.name in (only or known))
+    return dataclass_replace(files, queries=chosen)
 
 
 def render_file_name(pattern: str, campaign: str, start: datetime) -> str:
@@ -2489,7 +2435,7 @@ class Rule:
     """
 
     pattern: str
-    tries: int | None
+    tries: int
     hint: Text
     says: Text | None = None
     kind: str = ""  # a pattern of the names of its classes
@@ -3889,7 +3835,7 @@ class SftpLogin(Server):
         """Ask for the server's host keys, kind by kind, until one is pinned."""
         seen: dict[str, str] = {}
         kinds: Sequence[str] = ()
-        pinned = self.settings.sftp_host_keys
+        pinned = self.settings.sftp_host_key
         while not seen or kinds:
             transport = self._connect(kinds)
             fingerprint = transport.get_remote_server_key().fingerprint
@@ -5950,7 +5896,7 @@ def check_host_key(drops: DropFolders) -> Text:
     """The host key that the server shows: the pinned one, if one is."""
     key = drops.host_key()
     told = text("the server shows {key}", key=key)
-    if not drops.settings.sftp_host_keys:
+    if not drops.settings.sftp_host_key:
         template = "if the server's administrator confirms it, set SFTP_HOST_KEY={key}"
         raise SettingsFault(told, hint=text(template, key=key.partition(" ")[0]))
     return told
@@ -6809,12 +6755,12 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
     except SettingsFault as error:
         if error.settings is None:
             raise
-        settings, faults = error.settings, [*error.faults]
+        settings, faults = error.settings, error.lines
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
         choose(files, asked.only)
     except SettingsFault as error:
-        raise type(error)(*faults, *error.faults, settings=settings) from None
+        raise type(error)(*faults, *error.lines, settings=settings) from None
     if faults:
         broken = itertools.chain.from_iterable(query.told for query in files.broken)
         raise SettingsFault(*faults, *broken, settings=settings)
@@ -6870,7 +6816,7 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
     language: the operator's, as far as it is known before the settings are.
     """
     settings: Settings | None = None
-    files = QueryFiles((), (), ())
+    files = QueryFiles()
     try:
         settings, files = load(asked, environ)
         if asked.status:
@@ -7034,26 +6980,20 @@ PORTUGUESE: dict[str, str] = {
     "must be a legal file name with {{id}} and without .csv, such as .part-{{id}}": (
         "deve ser um nome de arquivo válido, com {{id}} e sem .csv no final, como .part-{{id}}"
     ),
-    "{file}: not found; copy config.env.example to config.env and fill it in": (
-        "{file}: não encontrado; copie config.env.example para config.env e preencha"
+    "a quote inside the value ends it, or the last is missing; for one write \\'": (
+        "uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
     ),
-    "{key}: a quote inside the value ends it, or the last is missing; for one write \\'": (
-        "{key}: uma aspa dentro do valor o encerra, ou falta a última; para uma escreva \\'"
+    "these quotes change what follows a backslash; use others or none": (
+        "estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
     ),
-    "{key}: these quotes change what follows a backslash; use others or none": (
-        "{key}: estas aspas alteram o que vem depois da barra invertida; use outras ou nenhuma"
+    "what follows ' #' is a comment; put the value between single quotes": (
+        "o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
     ),
-    "{key}: what follows ' #' is a comment; put the value between single quotes": (
-        "{key}: o que vem depois de ' #' é comentário; ponha o valor entre aspas simples"
+    "remove it; the program opens and ends the transaction itself": (
+        "remova; o próprio programa abre e encerra a transação"
     ),
-    "{command}: remove it; the program opens and ends the transaction itself": (
-        "{command}: remova; o próprio programa abre e encerra a transação"
-    ),
-    "{command}: the last statement must return the mailing's rows (SELECT …)": (
-        "{command}: o último comando deve retornar as linhas do mailing (SELECT …)"
-    ),
-    "the campaign's name '{name}' {fault}; rename the file or add '-- campaign: name'": (
-        "o nome da campanha '{name}' {fault}; renomeie o arquivo ou acrescente '-- campaign: nome'"
+    "the last statement must return the mailing's rows (SELECT …)": (
+        "o último comando deve retornar as linhas do mailing (SELECT …)"
     ),
     "it looks like a copy of {original}; delete it, or give it a name of its own": (
         "parece uma cópia de {original}; apague, ou dê um nome próprio"
@@ -7082,10 +7022,8 @@ PORTUGUESE: dict[str, str] = {
     "{who}: retry {number} of {most} in {seconds} s: {reason}": (
         "{who}: nova tentativa {number} de {most} em {seconds} s: {reason}"
     ),
-    "{written}: has no effect so; write '-- {key}: …'": (
-        "{written}: não tem efeito assim; escreva '-- {key}: …'"
-    ),
-    "{key}: {column} is not one of columns:": "{key}: {column} não está em columns:",
+    "has no effect so; write '-- {key}: …'": "não tem efeito assim; escreva '-- {key}: …'",
+    "{column} is not one of columns:": "{column} não está em columns:",
     "{what} is used by {others} too; each needs its own": (
         "{what}: também em uso por {others}; deve pertencer a uma só campanha"
     ),
@@ -7098,7 +7036,7 @@ PORTUGUESE: dict[str, str] = {
     "see in the log what took so long; RUN_DEADLINE_MINUTES is the limit": (
         "veja no log o que demorou tanto; RUN_DEADLINE_MINUTES é o limite"
     ),
-    "line {line}: {fault}": "linha {line}: {fault}",
+    "line {line}": "linha {line}",
     "holds a character that cannot be seen; type it anew": (
         "contém um caractere invisível; digite de novo"
     ),
@@ -7107,20 +7045,20 @@ PORTUGUESE: dict[str, str] = {
         "deve ser um caractere como ; ou , ou | ou \\t"
     ),
     "must be dates such as 2026-12-25,2027-01-01": "deve ter datas como 2026-12-25,2027-01-01",
-    "must be a libpq connection string such as {example}": (
-        "deve ser uma connection string da libpq, como {example}"
+    "must be a libpq connection string such as host=pg dbname=x user=x password=…": (
+        "deve ser uma connection string da libpq, como host=pg dbname=x user=x password=…"
     ),
-    "{key}: {fault}": "{key}: {fault}",
-    "{file}: {fault}": "{file}: {fault}",
-    "{key}: unknown setting; did you mean {near}?": (
-        "{key}: configuração desconhecida; você quis dizer {near}?"
+    "{place}: {fault}": "{place}: {fault}",
+    "unknown setting; did you mean {near}?": "configuração desconhecida; você quis dizer {near}?",
+    "missing": "não definido",
+    "missing; run with --check to see the server's fingerprint": (
+        "não definido; execute com --check para ver a impressão digital do servidor"
     ),
-    "{key}: missing": "{key}: não definido",
-    "SFTP_HOST_KEY: missing; run with --check to see the server's fingerprint": (
-        "SFTP_HOST_KEY: não definido; execute com --check para ver a impressão digital do servidor"
+    "set one of the two, or both if both are wanted": (
+        "defina um dos dois, ou os dois se o servidor pedir ambos"
     ),
-    "SFTP_PASSWORD, SFTP_KEY_FILE: set one of the two, or both if both are wanted": (
-        "SFTP_PASSWORD, SFTP_KEY_FILE: defina um dos dois, ou os dois se o servidor pedir ambos"
+    "not found; copy config.env.example to config.env and fill it in": (
+        "não encontrado; copie config.env.example para config.env e preencha"
     ),
     "cannot be read: {why}": "não pode ser lido: {why}",
     "not a text in UTF-8 (ANSI or UTF-16?); save the file as UTF-8 in the editor": (
@@ -7129,9 +7067,11 @@ PORTUGUESE: dict[str, str] = {
     "ends in CR alone; save the file with Windows (CRLF) or Unix (LF) line ends": (
         "termina só com CR; salve o arquivo com fim de linha do Windows (CRLF) ou do Unix (LF)"
     ),
-    "{key}: set twice": "{key}: definido duas vezes",
+    "set twice": "definido duas vezes",
     "not of the form KEY=value": "não está na forma CHAVE=valor",
-    "must have only a-z, 0-9 and _": "deve ter apenas a-z, 0-9 e _",
+    "must have only a-z, 0-9 and _; rename the file or add '-- campaign: name'": (
+        "deve ter apenas a-z, 0-9 e _; renomeie o arquivo ou acrescente '-- campaign: nome'"
+    ),
     "must be column names separated by ; or ,": ("deve ter nomes de colunas separados por ; ou ,"),
     "must be a percentage such as 70%": "deve ser uma porcentagem como 70%",
     "a quote or comment without end, or psql's backslash": (
@@ -7141,15 +7081,13 @@ PORTUGUESE: dict[str, str] = {
     "empty: no SQL statement; the last one must be the SELECT of the mailing": (
         "vazio: nenhum comando SQL; o último deve ser o SELECT do mailing"
     ),
-    "COPY: remove it and leave the SELECT; the program copies the result itself": (
-        "COPY: remova e deixe o SELECT; o próprio programa copia o resultado"
+    "remove it and leave the SELECT; the program copies the result itself": (
+        "remova e deixe o SELECT; o próprio programa copia o resultado"
     ),
-    "{key}: must stand above the first SQL line, or it has no effect": (
-        "{key}: deve ficar acima da primeira linha de SQL, ou não tem efeito"
+    "must stand above the first SQL line, or it has no effect": (
+        "deve ficar acima da primeira linha de SQL, ou não tem efeito"
     ),
-    "{key}: given twice": "{key}: aparece duas vezes",
-    "hours: {fault}": "hours: {fault}",
-    "its file name {fault}": "o nome do arquivo {fault}",
+    "given twice": "aparece duas vezes",
     "its name must begin with a letter or digit and end in .sql, in small letters": (
         "o nome deve começar com letra ou algarismo e terminar em .sql, em minúsculas"
     ),

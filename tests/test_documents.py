@@ -78,8 +78,8 @@ def test_the_example_is_without_faults_as_it_is_and_with_every_default_written_o
         assert settings.run_deadline_minutes == 50
         with pytest.raises(SettingsFault) as caught:
             load_settings(config, {}, sends=True, knows_host=True)
-        told = "\n".join(map(str, caught.value.faults))
-        assert len(caught.value.faults) == 4
+        told = "\n".join(map(str, caught.value.lines))
+        assert len(caught.value.lines) == 4
         assert all(f"{key}: missing" in told for key in ("SFTP_HOST", "SFTP_USER", "SFTP_HOST_KEY"))
         assert "SFTP_PASSWORD, SFTP_KEY_FILE" in told
 

@@ -62,7 +62,7 @@ def read_config(folder: Path, data: bytes) -> program.Settings:
 def test_any_bytes_as_config_are_settings_or_faults(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(program.SettingsFault) as raised:
         read_config(tmp_path, data)
-    assert all(raised.value.faults)
+    assert all(raised.value.lines)
 
 
 @many
@@ -79,7 +79,7 @@ def test_any_values_are_settings_or_faults_that_tell_no_secret(values: dict[str,
         made = program.parse_settings(ENOUGH | values, Path("/x"), "config.env", sends=True, knows_host=True)
     except program.SettingsFault as fault:
         event("faults")
-        assert all(str(line).startswith("config.env: ") for line in fault.faults)
+        assert all(str(line).startswith("config.env: ") for line in fault.lines)
         assert "canary" not in str(fault)
     else:
         event("settings")

@@ -53,9 +53,9 @@ def faults(folder: Path, text: str | bytes, environ: Mapping[str, str] | None = 
     """What is wrong with a config.env with this text. Each fault has its Portuguese, with other words."""
     with pytest.raises(SettingsFault) as caught:
         load(folder, text, environ, **how)
-    for fault in caught.value.faults:
+    for fault in caught.value.lines:
         assert isinstance(fault, Text) and fault.told("pt") != str(fault)
-    return list(map(str, caught.value.faults))
+    return list(map(str, caught.value.lines))
 
 
 # key -> what it is by default, another text, what that means, a text that is a fault
@@ -245,7 +245,7 @@ def test_a_password_and_a_key_may_both_be_set(folder: Path) -> None:
 def test_fingerprints_are_taken_as_they_are_printed_and_several_of_them(written: str, folder: Path) -> None:
     meant = (FINGERPRINT, OTHER) if OTHER in written else (FINGERPRINT,)
     for quotes in ("", "'", '"'):
-        assert load(folder, f"SFTP_HOST_KEY={quotes}{written}{quotes}\n").sftp_host_keys == meant
+        assert load(folder, f"SFTP_HOST_KEY={quotes}{written}{quotes}\n").sftp_host_key == meant
 
 
 def test_a_missing_host_key_points_to_check(folder: Path) -> None:
