@@ -61,7 +61,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import difflib
 import errno
 import functools
@@ -2838,7 +2837,8 @@ class Session:
             pgconn.send_describe_prepared(b"")
             described = self._ended(self.connection.wait(generators.execute(pgconn)))
         names = [described.fname(index) or b"" for index in range(described.nfields)]
-        return tidy_names([name.decode(self.connection.info.encoding, "replace") for name in names])
+        encoding = self.connection.info.encoding
+        return tuple(tidy_name(name.decode(encoding, "replace")) for name in names)
 
     @contextlib.contextmanager
     def copy(self, select: Statement) -> Iterator[Iterator[bytearray]]:
@@ -3230,20 +3230,15 @@ class Database(Server):
 # Treatment: blocks of COPY text -> DataFrame of strings -> phones, unique -> CSV bytes
 # --------------------------------------------------------------------------------------------------
 
-# C0, DEL, C1, U+2028, U+2029 in UTF-8
-CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"
-CONTROLS_INSIDE = rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES)
+# C0 but for the tabs and line feeds of COPY, DEL, C1, U+2028, U+2029
+CONTROLS = "\x01-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
+CONTROLS_INSIDE = f" *[{CONTROLS}][ {CONTROLS}]*"
 BYTE_ORDER_MARK = "\ufeff".encode()
 
 
-def tidy_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Column names, tidied as cells are: stripped, line breaks and control characters inside are one space."""
-    if not names:
-        return ()
-    joined = re.sub("[\t\n]", "\x01", "\0".join(names)).encode()
-    return tuple(
-        name.strip() for name in re.sub(CONTROLS_INSIDE, b" ", joined).decode().split("\0")
-    )
+def tidy_name(name: str) -> str:
+    """A column's name, tidied as cells are: stripped, line breaks and control characters inside are one space."""
+    return re.sub(CONTROLS_INSIDE, " ", re.sub("[\t\n]", "\r", name)).strip()
 
 
 def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
@@ -3262,9 +3257,8 @@ def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
         block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
     tidy = looks_tidy(block, len(columns))
     if not tidy:  # RE2: a sixth of the time of Python's re, and outside the interpreter lock
-        block = pc.replace_substring_regex(pa.array([block], pa.binary()), CONTROLS_INSIDE, b" ")[
-            0
-        ].as_py()
+        cells = pa.array([bytes(block)], pa.string())
+        block = pc.replace_substring_regex(cells, CONTROLS_INSIDE, " ")[0].as_buffer().to_pybytes()
     frame: pd.DataFrame = read_cells(block, len(columns)).to_pandas(types_mapper=pd.ArrowDtype)
     if b"\0" in block:
         frame = frame.apply(lambda column: column.str.replace("\0", "\\", regex=False))
@@ -3360,84 +3354,63 @@ def read_phones(cells: pa.StringArray) -> pa.StringArray:
     return pc.if_else(is_phone, pc.fill_null(numbers, ""), "")
 
 
-def reachable(frame: pd.DataFrame, phones: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Which rows have a phone, once phones are clean; every row of a campaign that names no phone column."""
-    import numpy as np
-
-    if not phones:
-        return np.ones(len(frame), bool)
-    some: np.ndarray[Any, Any] = np.any([frame[name].array != "" for name in phones], axis=0)
-    return some
+REASON = text("reason")  # the name of the column that says why a row was rejected
 
 
-class SeenKeys:
-    """The keys seen so far in a mailing, as sorted 64-bit hashes: 8 bytes a key, so that memory hardly grows with rows.
+class Treatment:
+    """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique.
 
-    Two keys of one mailing collide once in about 10 million mailings of 2 million rows; a collision
-    rejects one row.
+    The keys seen so far are kept as sorted 64-bit hashes: 8 bytes a key, so that memory hardly
+    grows with rows. Two keys of one mailing collide once in about 10 million mailings of 2 million
+    rows; a collision rejects one row.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, campaign: Campaign, language: str = "en") -> None:
         import numpy as np
 
-        self.columns = columns
-        # so that every key has a place before the end
-        self._hashes = np.array([np.iinfo(np.int64).max])
+        self.phones, self.unique = campaign.phones, campaign.unique
+        self.reason, self.no_phone = REASON.told(language), text("no valid phone").told(language)
+        duplicate = text("duplicate {columns}", columns=", ".join(campaign.unique))
+        self.duplicate = duplicate.told(language)
+        self._seen = np.array([np.iinfo(np.int64).max])  # so that every key has a place before it
 
-    def repeated(self, frame: pd.DataFrame, among: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows to send; and those rejected, as they came, with a last column that says why."""
+        import numpy as np
+
+        treated = frame.copy(deep=False)
+        for name in self.phones:
+            treated[name] = clean_phones(frame[name])
+        called = np.ones(len(frame), bool)
+        if self.phones:
+            called = np.any([treated[name].array != "" for name in self.phones], axis=0)
+        kept = called & ~self._repeated(treated, called)
+        if kept.all():
+            return treated, frame[:0]
+        rejected = frame[~kept]
+        why = np.where(called[~kept], self.duplicate, self.no_phone)
+        # the query may have a column of that name too
+        rejected.insert(frame.shape[1], self.reason, why, allow_duplicates=True)
+        return treated[kept], rejected
+
+    def _repeated(self, frame: pd.DataFrame, among: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Which rows among those have a key that a row before them had; an empty key is nobody's."""
         import numpy as np
         import pandas as pd
         import pyarrow.compute as pc
 
-        if not self.columns:
+        if not self.unique:
             return np.zeros(len(frame), bool)
-        keys = pc.binary_join_element_wise(*[texts(frame[name]) for name in self.columns], "\x1f")
-        filled = pc.not_equal(keys, "\x1f" * (len(self.columns) - 1)).to_numpy(zero_copy_only=False)
+        keys = pc.binary_join_element_wise(*[texts(frame[name]) for name in self.unique], "\x1f")
+        filled = pc.not_equal(keys, "\x1f" * (len(self.unique) - 1)).to_numpy(zero_copy_only=False)
         repeated: np.ndarray[Any, Any] = among & filled
         hashes = pd.Series(np.fromiter(map(hash, keys.to_pylist()), np.int64, len(keys)))
         firsts = hashes[repeated].drop_duplicates().sort_values()  # in this block
-        places = np.searchsorted(self._hashes, firsts)
-        new = self._hashes[places] != firsts
-        self._hashes = np.insert(self._hashes, places[new], firsts[new])
+        places = np.searchsorted(self._seen, firsts)
+        new = self._seen[places] != firsts
+        self._seen = np.insert(self._seen, places[new], firsts[new])
         repeated[firsts.index[new]] = False
         return repeated
-
-
-REASON = text("reason")  # the name of the column that says why a row was rejected
-
-
-class Treatment:
-    """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique."""
-
-    def __init__(self, campaign: Campaign, language: str = "en") -> None:
-        self.phones, self.language = campaign.phones, language
-        self.no_phone = text("no valid phone")
-        self.duplicate = text("duplicate {columns}", columns=", ".join(campaign.unique))
-        self._seen = SeenKeys(campaign.unique)
-
-    def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
-        """The rows to send; and those rejected, as they came, with a last column that says why, a frame a reason."""
-        treated = frame.copy(deep=False)
-        for name in self.phones:
-            treated[name] = clean_phones(frame[name])
-        called = reachable(treated, self.phones)
-        repeated = self._seen.repeated(treated, among=called)
-        refused = ((~called, self.no_phone), (repeated, self.duplicate))
-        rejected = [self._rejected(frame[rows], reason) for rows, reason in refused if rows.any()]
-        kept = called & ~repeated
-        return treated if kept.all() else treated[kept], rejected
-
-    def _rejected(self, rows: pd.DataFrame, reason: Text) -> pd.DataFrame:
-        """Rows with a last column that says why; the query may have a column of that name too."""
-        told = rows.copy(deep=False)
-        told.insert(
-            rows.shape[1],
-            REASON.told(self.language),
-            reason.told(self.language),
-            allow_duplicates=True,
-        )
-        return told
 
 
 def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
@@ -3457,14 +3430,6 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     lines = pc.binary_join_element_wise(*columns, form.delimiter)
     (joined,) = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), form.newline)
     return b"".join((joined.as_buffer(), form.newline.encode()))
-
-
-def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
-    """The CSV's first line, quoted like any other."""
-    line = io.StringIO()
-    # as pandas does it
-    csv.writer(line, delimiter=form.delimiter, lineterminator=form.newline).writerow(columns)
-    return line.getvalue().encode()
 
 
 ACCENTED = re.compile("[^\\W\\d_][\u0300-\u036f]+")  # a letter and the accents that combine with it
@@ -3621,41 +3586,43 @@ class MailingFiles:
         if self.form.encoding == "utf-8-sig":
             self._file.write("\ufeff".encode())
         if self.form.header:
-            self._write(self._file, header_line(self.columns, self.form))
+            self.mailing.replaced += self._write_names(self._file, self.columns)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind:
-            self._file.discard()
-            if self._rejects:
-                self._rejects.discard()
+        for file in (self._file, self._rejects):
+            if kind and file:
+                file.discard()
 
-    def write(self, kept: pd.DataFrame, rejected: Sequence[pd.DataFrame]) -> None:
+    def write(self, kept: pd.DataFrame, rejected: pd.DataFrame) -> None:
         """A treated block."""
-        self._write(self._file, to_csv(kept, self.form))
-        for rows in rejected:
+        self.mailing.replaced += self._write(self._file, kept)
+        self.mailing.rows += len(kept)
+        if len(rejected):
             if not self._rejects:
                 self._rejects = LocalFile(self.folder / rejected_name(self.mailing.file))
-                head = header_line(list(rows.columns), self.form)
-                self._rejects.write(encoded(head, self.form.encoding)[0])
-            self._rejects.write(encoded(to_csv(rows, self.form), self.form.encoding)[0])
-            self.mailing.rejected += len(rows)
-        self.mailing.rows += len(kept)
+                self._write_names(self._rejects, rejected.columns)
+            self._write(self._rejects, rejected)
+            self.mailing.rejected += len(rejected)
 
     def keep(self) -> None:
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
         if self._rejects:
             self._rejects.keep()
         self._file.keep()
-        self.mailing.size_bytes, self.mailing.sha256 = (
-            self._file.size_bytes,
-            self._file.sha256.hexdigest(),
-        )
+        self.mailing.size_bytes = self._file.size_bytes
+        self.mailing.sha256 = self._file.sha256.hexdigest()
 
-    def _write(self, file: LocalFile, csv_lines: bytes) -> None:
-        data, lacking = encoded(csv_lines, self.form.encoding)
+    def _write_names(self, file: LocalFile, columns: Iterable[str]) -> int:
+        import pandas as pd
+
+        return self._write(file, pd.DataFrame([list(columns)], dtype=str))  # quoted like any row
+
+    def _write(self, file: LocalFile, rows: pd.DataFrame) -> int:
+        """Returns how many characters the encoding lacks."""
+        data, lacking = encoded(to_csv(rows, self.form), self.form.encoding)
         file.write(data)
-        self.mailing.replaced += lacking
+        return lacking
 
 
 def patient_replace(source: Path, target: Path) -> None:

@@ -355,7 +355,7 @@ def program_csv(
     campaign = program.parse_campaign("10_alfa.sql", "SELECT 1", base_settings())
     treatment = program.Treatment(campaign)
     out = b"\xef\xbb\xbf" if form.encoding == "utf-8-sig" else b""
-    out += program.encoded(program.header_line(columns, form), form.encoding)[0]
+    out += program.encoded(program.to_csv(pd.DataFrame([list(columns)], dtype=str), form), form.encoding)[0]
     edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
         kept, rejected = treatment.apply(program.to_frame(copy_text(rows[start:end]), columns))
@@ -455,7 +455,7 @@ def test_blocks_are_treated_as_row_by_row_work_would_treat_them(
         block = copy_text([[phone, key, str(n)] for n, (phone, key) in enumerate(rows[start:end], start)])
         frame, rejected = treatment.apply(program.to_frame(block, ["fone", "chave", "n"]))
         kept += frame.to_numpy().tolist()
-        reasons.update(reason for part in rejected for reason in part["reason"])
+        reasons.update(rejected["reason"] if len(rejected) else ())
     expected, seen = [], {""}
     for n, (phone, key) in enumerate(rows):
         if PHONES[phone] and (key == "" or key not in seen):
