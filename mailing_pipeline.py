@@ -2454,7 +2454,8 @@ class Pool(Generic[T]):
             try:
                 return make()
             except BaseException as error:
-                others = self._uncount()
+                self.give_back(None)
+                others = self.made
                 if not (isinstance(error, PipelineError) and error.scarce and others):
                     raise
                 self._most = others
@@ -2463,13 +2464,13 @@ class Pool(Generic[T]):
                 )
                 log.warning(text(template, count=others, what=self.what, reason=error.message))
 
-    def give_back(self, item: T, sound: bool) -> None:
-        """For the next one; what is not sound is forgotten."""
+    def give_back(self, item: T | None) -> None:
+        """For the next one; None: it broke, or none could be made."""
         with self.changed:
-            if sound:
-                self._free.append(item)
-            else:
+            if item is None:
                 self.made -= 1
+            else:
+                self._free.append(item)
             self.changed.notify_all()
 
     def empty(self) -> list[T]:
@@ -2481,13 +2482,6 @@ class Pool(Generic[T]):
                 self._most = MOST
             return free
 
-    def _uncount(self) -> int:
-        """One less; how many there are of the others."""
-        with self.changed:
-            self.made -= 1
-            self.changed.notify_all()
-            return self.made
-
 
 CANCEL_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 30  # no mailing queues behind someone's ALTER TABLE until its statement_timeout
@@ -2495,13 +2489,13 @@ GRACE_S = 15  # what a server may take beyond statement_timeout to say so: then 
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
 PROBE_TIMEOUT_S = 3
 
-ASK_ADMINISTRATOR = text("ask the database administrator")
 LATER = text("it is tried again by itself; if it stays so, ask the database administrator")
 CHECK_NETWORK = text("check PGHOST, PGPORT and the network; is PostgreSQL running?")
-CHECK_LOGIN = text("check PGUSER and PGPASSWORD (or .pgpass)")
+CHECK_LOGIN = text("check PGUSER, PGPASSWORD (or .pgpass) and PGDATABASE")
 WRITES_HINT = text("the query writes; if it must (temp tables), add '-- read_only: no'")
 CHECK_SETTINGS = text("check the PG… settings in config.env")
-CHECK_IDENTITY = text("check PGUSER, PGPASSWORD and PGDATABASE")
+LOCKED = text("another session locks a table of this query; ask who changes it at this hour")
+TOO_LONG = text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")
 CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
@@ -2562,28 +2556,20 @@ CONNECT_RULES = (
     Rule(r"timeout expired|timed out|10060", AGAIN, CHECK_NETWORK, TIMED_OUT),
     Rule(r"", AGAIN, CHECK_NETWORK),
 )
-LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
+LOGIN_REFUSED = Rule(r"", NEVER, CHECK_LOGIN)
 
 # PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits
 # all.
 SQLSTATE_RULES = (
-    Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
+    Rule(r"28...|3D000", NEVER, CHECK_LOGIN, wide=True),
     Rule(
         r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000",
         AGAIN,
         LATER,
     ),
-    Rule(
-        r"55P03",
-        AGAIN,
-        text("another session locks a table of this query; ask who changes it at this hour"),
-    ),
-    Rule(
-        r"57014",
-        ONCE_MORE,
-        text("the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
-    ),
-    Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
+    Rule(r"55P03", AGAIN, LOCKED),
+    Rule(r"57014", ONCE_MORE, TOO_LONG),
+    Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, LATER),
     Rule(r"25006", NEVER, WRITES_HINT),
     Rule(r"42501", NEVER, text("ask for SELECT on that table for this PGUSER")),
     Rule(r"42...|0A...", NEVER, text("correct the query; --check tries it without sending")),
@@ -2594,27 +2580,18 @@ SQLSTATE_RULES = (
             "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"
         ),
     ),
-    Rule(
-        r"22...",
-        NEVER,
-        text("a value does not fit; run the query in an SQL tool (values are not logged)"),
-    ),
-    Rule(
-        r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")
-    ),
+    Rule(r"", NEVER, text("run the query in an SQL tool to see more (values are not logged)")),
 )
 
-LAG_HINT = text("the next run reads again; if it stays so, ask the database administrator")
 # Seconds that a replica is behind. One that has replayed all it received is not behind while
 # somebody sends.
-LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
+LAG = """CASE WHEN NOT pg_is_in_recovery() THEN 0
   WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
   ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
 
 # Messages of these classes name tables, columns, limits and servers; others may quote a row, and
-# only the name of their class is told. Those of the second list quote one too when they come from
-# inside a function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the
-# query's own text is told.
+# only the name of their class is told. Those of the second list are told where they speak of the
+# query's own text.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
@@ -2655,28 +2632,23 @@ def quotes_only(told: str, sql: str) -> bool:
 
 
 def query_error(
-    sqlstate: str, told: str, where: Text | str, own: bool, inside: bool, hidden: Iterable[str] = ()
+    error: psycopg.Error, where: Text | str, sql: str = "", hidden: Iterable[str] = ()
 ) -> DatabaseError:
-    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
-
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose
-    text and whose code are anybody's: it may quote a row, or mean another server.
-    """
-    from psycopg import errors
-
-    if not sqlstate:
+    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost."""
+    code, told = error.sqlstate or "", error.diag.message_primary or ""
+    if not code:
         message = text("{where}: the connection to the database was lost", where=where)
-        hint = text("check the network, and whether PostgreSQL was restarted")
-        return DatabaseError(message, hint, tries=AGAIN)
-    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
-    group = sqlstate[:2]
-    if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
-        try:
-            told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
-        except KeyError:
-            told = "error"
+        return DatabaseError(message, CHECK_NETWORK, tries=AGAIN)
+    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, code))
+    # From within a function or a cast (to_tsquery(name), name::regclass, RAISE), whose text and
+    # code are anybody's: it may quote a row, or mean another server.
+    inside = bool(error.diag.context)
+    own = error.diag.statement_position or quotes_only(told, sql)
+    tells = code[:2] in TELLING_CLASSES or (own and code[:2] in TELLING_OF_THE_QUERY)
+    if inside or not tells:
+        told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     reason = foreign(told, hidden)
-    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=sqlstate)
+    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=code)
     return DatabaseError(message, rule.hint, tries=rule.tries, wide=rule.wide and not inside)
 
 
@@ -2747,30 +2719,27 @@ class Session:
                 self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
         self.connection.close()
 
-    def enter(self, begin: str) -> None:
-        """BEGIN. A pooler that has no connection free lets it wait, or breaks it off: scarce."""
-        self.timeout_s = self.patience_s
+    def begin(self, source: str, read_only: bool) -> None:
+        """Open the transaction for a query file, if none is.
+
+        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray. A pooler that has
+        no connection free lets it wait, or breaks it off: scarce.
+        """
+        import psycopg
+
+        if self.connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return
+        self.source, self.timeout_s = source, self.patience_s
         try:
-            self.run(begin)
+            self.run(READ_ONLY if read_only else "BEGIN READ WRITE")
         except DatabaseError as error:
             if error.tries != NEVER:
                 error.tries, error.scarce = AGAIN, True
             raise
 
-    def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction, if none is.
-
-        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray.
-        """
-        import psycopg
-
-        if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            self.source = campaign.source
-            self.enter(READ_ONLY if campaign.read_only else "BEGIN READ WRITE")
-            self.timeout_s = campaign.timeout_s
-
     def prepare(self, campaign: Campaign) -> None:
         """Everything that the mailing's statement needs before it."""
+        self.timeout_s = campaign.timeout_s
         # Whatever the prelude set, the texts that follow are read as they were written.
         texts = {"client_encoding": self.encoding, "standard_conforming_strings": "on"}
         limits = {
@@ -2791,11 +2760,12 @@ class Session:
             names.append("transaction_timeout")
         return dict.fromkeys(names, "0")
 
-    def set_local(self, values: Mapping[str, str]) -> tuple[str, ...]:
+    def set_local(self, values: Mapping[str, str]) -> tuple[Any, ...]:
         """Set these for the transaction; the values as the server shows them."""
-        return self._row(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+        return self.row(*(f"set_config('{key}', '{value}', true)" for key, value in values.items()))
 
-    def _row(self, expressions: Iterable[str]) -> tuple[str, ...]:
+    def row(self, *expressions: str) -> tuple[Any, ...]:
+        """What the server says of these."""
         return self.run(f"SELECT {', '.join(expressions)}").fetchone() or ()
 
     def _prove(self, values: Mapping[str, str], campaign: Campaign) -> None:
@@ -2804,7 +2774,7 @@ class Session:
         if self._is_proven:
             return
         names = (*values, "transaction_isolation")
-        *found, isolation = self._row(f"current_setting('{name}')" for name in names)
+        *found, isolation = self.row(*(f"current_setting('{name}')" for name in names))
         if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
             template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
             hint = text(
@@ -2852,11 +2822,10 @@ class Session:
             self.connection.cursor() as cursor,
             cursor.copy(self._bytes(sql)) as copy,
         ):
-            blocks = self._blocks(copy)
-            yield blocks if self.encoding == "UTF8" else map(self._in_utf8, blocks)
-
-    def _in_utf8(self, block: bytearray) -> bytearray:
-        return bytearray(block.decode(self.connection.info.encoding, "replace").encode())
+            blocks, encoding = self._blocks(copy), self.connection.info.encoding
+            if self.encoding != "UTF8":
+                blocks = (bytearray(block.decode(encoding, "replace").encode()) for block in blocks)
+            yield blocks
 
     def _blocks(self, copy: psycopg.Copy) -> Iterator[bytearray]:
         """copy.read() waits for a row; what came with it is taken from libpq.
@@ -2911,9 +2880,7 @@ class Session:
         except psycopg.Error as error:
             position = int(error.diag.statement_position or 0)
             line += sql[: position - 1].count("\n") if position and line else 0
-            where, told = place_in(self.source, line), error.diag.message_primary or ""
-            own, inside = bool(position) or quotes_only(told, sql), bool(error.diag.context)
-            fault = query_error(error.sqlstate or "", told, where, own, inside, self.hidden)
+            fault = query_error(error, place_in(self.source, line), sql, self.hidden)
             # A statement_timeout has the same SQLSTATE.
             if error.sqlstate == "57014" and self.stop.clock.steady_s() < self._limit_s - GRACE_S:
                 fault.hint = CANCELLED
@@ -2923,11 +2890,8 @@ class Session:
         """Whether the wait under way may go on. Raises Stopped or DatabaseError."""
         self.stop.check()
         if self.stop.clock.steady_s() > self._limit_s:
-            hint = text(
-                "the server neither answers nor ends the query; ask the database administrator"
-            )
             message = text("{where}: the database fell silent", where=self.source)
-            raise DatabaseError(message, hint, tries=ONCE_MORE)
+            raise DatabaseError(message, LATER, tries=ONCE_MORE)
 
 
 def login_notes(pgconn: PGconn) -> list[Text]:
@@ -3000,50 +2964,38 @@ class Database(Server):
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
         with self._lock:
-            if self.down:
-                raise self.down
             if self._holder:
                 return
             self._pin = {}
-            holder = self._connect()
+            holder = self._holder = self._connect()
             pgconn = holder.connection.pgconn
-            reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
-            self._pin = {key: value for key, value in reached.items() if value}
-            self._holder = holder
+            self._pin = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
+            for note in login_notes(pgconn):
+                self._note(note)
             try:
                 self._lag = self._lag_objection(holder)
-                self._snapshot = self._export(holder)
+                holder.begin("snapshot", read_only=True)
+                holder.set_local(holder.lasting)  # an idle transaction is what the holder is
+                (self._snapshot,) = holder.row("pg_export_snapshot()")
             except DatabaseError as error:
                 if error.tries == AGAIN:
                     self._forget()
                     raise
                 self._go_alone(error.message)
-            for note in login_notes(pgconn):
-                self._note(note)
-
-    @staticmethod
-    def _export(holder: Session) -> str:
-        holder.source = "snapshot"
-        holder.enter(READ_ONLY)
-        holder.set_local(holder.lasting)  # an idle transaction is what the holder is
-        row = holder.run("SELECT pg_export_snapshot()").fetchone()
-        return str(row[0]) if row else ""
 
     def _lag_objection(self, session: Session) -> Held | None:
         """Why what this session reads is too old to call people by; None if it is not."""
         most_s = self.settings.max_replica_lag_seconds
-        row = session.run(LAG_SQL).fetchone() if most_s else (0,)
-        lag_s = row[0] if row else None
+        (lag_s,) = session.row(LAG) if most_s else (0,)
         if lag_s is None:
-            return Held(
-                text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT
-            )
+            why = text("the database is a replica, and nobody knows how far it is behind")
+            return Held(why, LATER)
         if lag_s <= most_s:
             return None
         template = (
             "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
         )
-        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
+        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LATER)
 
     def probe(self, campaigns: Sequence[Campaign]) -> None:
         """Log in for each of these campaigns at the same time.
@@ -3082,7 +3034,7 @@ class Database(Server):
         self.open()
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
-            session.begin(campaign)
+            session.begin(campaign.source, campaign.read_only)
             if campaign.read_only:
                 self._import(session)
             session.prepare(campaign)
@@ -3097,7 +3049,7 @@ class Database(Server):
         finally:
             if not sound:
                 session.close()
-            self._sessions.give_back(session, sound)
+            self._sessions.give_back(session if sound else None)
 
     def _new(self, campaign: Campaign) -> Session:
         """A new session; for the only one that a server grants, the snapshot's is given up."""
@@ -3117,7 +3069,7 @@ class Database(Server):
         """A new session in the campaign's transaction: a pooler grants it with BEGIN, not with the login."""
         session = self._connect()
         try:
-            session.begin(campaign)
+            session.begin(campaign.source, campaign.read_only)
         except BaseException:
             session.close()
             raise
@@ -3148,19 +3100,18 @@ class Database(Server):
     def _go_alone(self, reason: Text) -> None:
         self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
         self._snapshot = ""
+        if self._holder:
+            self._holder.close()
 
     def _give_up(self, snapshot: str, reason: Text) -> None:
         """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
-            if not self._holder or self._snapshot != snapshot:
-                return
-            try:
-                self._holder.run("SELECT 1")
-            except PipelineError:
-                self._forget()
-                return
-            self._go_alone(reason)
-            self._holder.close()
+            if self._holder and self._snapshot == snapshot:
+                try:
+                    self._holder.run("SELECT 1")
+                except PipelineError:
+                    return self._forget()
+                self._go_alone(reason)
 
     def _forget(self) -> None:
         with self._lock:
@@ -3211,18 +3162,10 @@ class Database(Server):
         host, port = settings.libpq.get("host", ""), settings.libpq.get("port", "5432")
         where = address(host or "localhost", port, settings.secrets)
         error = connect_error(told, where, settings.secrets, names)
-        if (
-            error.tries == AGAIN
-            and port.isdigit()
-            and greeting(host or "localhost", int(port)) == b"SSH-"
-        ):
-            message = text(
-                "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL",
-                where=where,
-            )
-            return DatabaseError(
-                message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True
-            )
+        may_be_ssh = error.tries == AGAIN and port.isdigit()
+        if may_be_ssh and greeting(host or "localhost", int(port)) == b"SSH-":
+            template = "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL"
+            return DatabaseError(text(template, where=where), CHECK_NETWORK, wide=True)
         return error
 
 
@@ -4455,7 +4398,7 @@ class DropFolders(Server):
         channel = client.get_channel()
         is_current = channel and channel.get_transport() is self._login.transport
         sound = sound and is_current and not channel.closed
-        self._channels.give_back(client, sound)
+        self._channels.give_back(client if sound else None)
         if not sound and channel:
             break_off(channel)
         if not sound and is_current:  # or it would be another thread's new connection
@@ -7565,7 +7508,6 @@ PORTUGUESE: dict[str, str] = {
         "espere até ela terminar; ela faz a entrega sozinha"
     ),
     "waiting for another run to end: {holder}": "aguardando outra execução terminar: {holder}",
-    "ask the database administrator": "fale com o administrador do banco de dados",
     "it is tried again by itself; if it stays so, ask the database administrator": (
         "a tentativa se repete sozinha; se continuar assim, fale com o administrador do banco "
         "de dados"
@@ -7573,13 +7515,20 @@ PORTUGUESE: dict[str, str] = {
     "check PGHOST, PGPORT and the network; is PostgreSQL running?": (
         "confira PGHOST, PGPORT e a rede; o PostgreSQL está no ar?"
     ),
-    "check PGUSER and PGPASSWORD (or .pgpass)": "confira PGUSER e PGPASSWORD (ou .pgpass)",
+    "check PGUSER, PGPASSWORD (or .pgpass) and PGDATABASE": (
+        "confira PGUSER, PGPASSWORD (ou .pgpass) e PGDATABASE"
+    ),
     "the query writes; if it must (temp tables), add '-- read_only: no'": (
         "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- "
         "read_only: no'"
     ),
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
-    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "another session locks a table of this query; ask who changes it at this hour": (
+        "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
+    ),
+    "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
+        "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
+    ),
     "somebody cancelled it before its time was over; ask the database administrator": (
         "alguém a cancelou antes do tempo; fale com o administrador do banco de dados"
     ),
@@ -7596,12 +7545,6 @@ PORTUGUESE: dict[str, str] = {
     ): (
         "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
     ),
-    "another session locks a table of this query; ask who changes it at this hour": (
-        "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
-    ),
-    "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
-        "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
-    ),
     "ask for SELECT on that table for this PGUSER": (
         "peça permissão de SELECT nessa tabela para este PGUSER"
     ),
@@ -7612,31 +7555,17 @@ PORTUGUESE: dict[str, str] = {
         "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or "
         "WIN1252"
     ): ("o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"),
-    "a value does not fit; run the query in an SQL tool (values are not logged)": (
-        "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda "
-        "valores)"
-    ),
-    "run the query in an SQL tool to see more; ask the database administrator": (
-        "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do "
-        "banco de dados"
-    ),
-    "the next run reads again; if it stays so, ask the database administrator": (
-        "a próxima execução lê de novo; se continuar assim, fale com o administrador do banco"
+    "run the query in an SQL tool to see more (values are not logged)": (
+        "execute a consulta em uma ferramenta SQL para ver mais (o log não guarda valores)"
     ),
     "database at {where}: {reason}": "banco de dados em {where}: {reason}",
     "{file}: line {line}": "{file}: linha {line}",
     "{where}: the connection to the database was lost": (
         "{where}: a conexão com o banco de dados foi perdida"
     ),
-    "check the network, and whether PostgreSQL was restarted": (
-        "confira a rede, e se o PostgreSQL foi reiniciado"
-    ),
     "{where}: {reason} ({code})": "{where}: {reason} ({code})",
     "a pooler shares one session's statements out: switch off its load balancing for PGUSER": (
         "um pooler distribui os comandos de uma sessão: desligue o balanceamento dele para PGUSER"
-    ),
-    "the server neither answers nor ends the query; ask the database administrator": (
-        "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
     "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
@@ -7657,9 +7586,6 @@ PORTUGUESE: dict[str, str] = {
     ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
-    ),
-    "check PGPORT: PostgreSQL's port is mostly 5432": (
-        "confira PGPORT: a porta do PostgreSQL costuma ser 5432"
     ),
     "reason": "motivo",
     "no valid phone": "nenhum telefone válido",
