@@ -93,7 +93,7 @@ from datetime import time as clock_time
 from enum import IntEnum, StrEnum
 from html import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 # psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is
 # first used, so that `--help` and a wrong setting answer at once, and the rest loads while the
@@ -3375,6 +3375,13 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     return b"".join((joined.as_buffer(), form.newline.encode()))
 
 
+def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
+    """The CSV's first line, quoted like any other."""
+    import pandas as pd
+
+    return to_csv(pd.DataFrame([columns], dtype=str), form)
+
+
 ACCENTED = re.compile("[^\\W\\d_][\u0300-\u036f]+")  # a letter and the accents that combine with it
 
 
@@ -3477,95 +3484,73 @@ def flat(cells: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
 # --------------------------------------------------------------------------------------------------
 
 
-class LocalFile:
-    """A file that appears under its name only when it is whole: written as .part, flushed to disk, renamed."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is whole: written as .part, flushed to disk, renamed.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.place = path.with_name(path.name + ".part")  # where it stands now
-        self.size_bytes, self.sha256 = 0, hashlib.sha256()
-        with local_faults(self.place):
-            self._file = open(self.place, "wb", buffering=0)  # noqa: SIM115 (closed by keep or discard)
-
-    def write(self, data: bytes) -> None:
-        """Append data."""
-        with local_faults(self.place):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
-        self.sha256.update(data)
-        self.size_bytes += len(data)
-
-    def keep(self) -> None:
-        """Bring every byte to the disk, and give the file its name."""
-        with local_faults(self.place):
-            os.fsync(self._file.fileno())
-            self._file.close()
-            patient_replace(self.place, self.path)
-        self.place = self.path
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        self._file.close()
+    Left by an error, nothing stays behind. Raises LocalFault.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with local_faults(part):
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            patient_replace(part, path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            self.place.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+        raise
 
 
-class MailingFiles:
+class MailingFiles(contextlib.ExitStack):
     """A mailing's CSV and, beside it, its rejected rows, while they are written; the figures go into its record.
 
     Left without `keep`, nothing stays behind.
     """
 
-    def __init__(
-        self, folder: Path, mailing: Mailing, columns: Sequence[str], form: CsvFormat
-    ) -> None:
-        self.folder, self.mailing, self.columns, self.form = folder, mailing, columns, form
+    def __init__(self, folder: Path, mailing: Mailing, form: CsvFormat) -> None:
+        super().__init__()
+        self.folder, self.mailing, self.form = folder, mailing, form
+        self._size_bytes, self._sha256 = 0, hashlib.sha256()
+        self._rejects: BinaryIO | None = None
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """The mailing's file, with the names of its columns."""
+        mailing, form = self.mailing, self.form
         mailing.columns, mailing.rows, mailing.rejected, mailing.replaced = len(columns), 0, 0, 0
-        self._file = LocalFile(folder / mailing.file)
-        self._rejects: LocalFile | None = None
-
-    def __enter__(self) -> MailingFiles:
-        if self.form.encoding == "utf-8-sig":
-            self._file.write("\ufeff".encode())
-        if self.form.header:
-            self.mailing.replaced += self._write_names(self._file, self.columns)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        for file in (self._file, self._rejects):
-            if kind and file:
-                file.discard()
+        self._file = self.enter_context(whole_file(self.folder / mailing.file))
+        if form.encoding == "utf-8-sig":
+            self._add(BYTE_ORDER_MARK)
+        if form.header:
+            self._add(header_line(columns, form))
 
     def write(self, kept: pd.DataFrame, rejected: pd.DataFrame) -> None:
         """A treated block."""
-        self.mailing.replaced += self._write(self._file, kept)
+        self._add(to_csv(kept, self.form))
         self.mailing.rows += len(kept)
-        if len(rejected):
-            if not self._rejects:
-                self._rejects = LocalFile(self.folder / rejected_name(self.mailing.file))
-                self._write_names(self._rejects, rejected.columns)
-            self._write(self._rejects, rejected)
-            self.mailing.rejected += len(rejected)
+        if not len(rejected):
+            return
+        lines = to_csv(rejected, self.form)
+        if not self._rejects:
+            path = self.folder / rejected_name(self.mailing.file)
+            self._rejects = self.enter_context(whole_file(path))
+            lines = header_line(list(rejected.columns), self.form) + lines
+        self._rejects.write(encoded(lines, self.form.encoding)[0])
+        self.mailing.rejected += len(rejected)
 
     def keep(self) -> None:
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
-        if self._rejects:
-            self._rejects.keep()
-        self._file.keep()
-        self.mailing.size_bytes = self._file.size_bytes
-        self.mailing.sha256 = self._file.sha256.hexdigest()
+        self.close()
+        self.mailing.size_bytes, self.mailing.sha256 = self._size_bytes, self._sha256.hexdigest()
 
-    def _write_names(self, file: LocalFile, columns: Iterable[str]) -> int:
-        import pandas as pd
-
-        return self._write(file, pd.DataFrame([list(columns)], dtype=str))  # quoted like any row
-
-    def _write(self, file: LocalFile, rows: pd.DataFrame) -> int:
-        """Returns how many characters the encoding lacks."""
-        data, lacking = encoded(to_csv(rows, self.form), self.form.encoding)
-        file.write(data)
-        return lacking
+    def _add(self, csv_lines: bytes) -> None:
+        data, lacking = encoded(csv_lines, self.form.encoding)
+        self._file.write(data)
+        self._sha256.update(data)
+        self._size_bytes += len(data)
+        self.mailing.replaced += lacking
 
 
 def patient_replace(source: Path, target: Path) -> None:
@@ -4635,10 +4620,10 @@ class Line:
         blocks: Iterable[bytearray],
     ) -> None:
         """Every block through treatment into the CSV, the rejected rows into one beside it."""
-        with MailingFiles(
-            self.settings.output_of(self.options), mailing, columns, campaign.csv
-        ) as files:
-            treatment = Treatment(campaign, self.settings.language)
+        folder = self.settings.output_of(self.options)
+        treatment = Treatment(campaign, self.settings.language)
+        with MailingFiles(folder, mailing, campaign.csv) as files:
+            files.begin(columns)
             for block in blocks:
                 kept, rejected = treatment.apply(to_frame(block, columns))
                 files.write(kept, rejected)
@@ -6714,9 +6699,8 @@ def write_page(
 ) -> None:
     """The status page, whole or not at all."""
     page = status_page(DayGrid(past, campaigns, settings.hours, now), settings.language)
-    file = LocalFile(settings.output / "status.html")
-    file.write(page.encode())
-    file.keep()
+    with whole_file(settings.output / "status.html") as file:
+        file.write(page.encode())
 
 
 def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:

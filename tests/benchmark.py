@@ -814,7 +814,7 @@ PURPOSES = {
         "read_phones",
         "Treatment.",
     ),
-    "writing": ("to_csv", "quoted", "encoded", "LocalFile.", "MailingFiles.", "Ledger."),
+    "writing": ("to_csv", "quoted", "header_line", "encoded", "whole_file", "MailingFiles.", "Ledger."),
     "upload": ("DropFolders.", "Writer.", "Line.send", "Line.verify", "Line.publish", "Line._chunks"),
 }
 SAMPLE_S = 0.005

@@ -355,7 +355,7 @@ def program_csv(
     campaign = program.parse_campaign("10_alfa.sql", "SELECT 1", base_settings())
     treatment = program.Treatment(campaign)
     out = b"\xef\xbb\xbf" if form.encoding == "utf-8-sig" else b""
-    out += program.encoded(program.to_csv(pd.DataFrame([list(columns)], dtype=str), form), form.encoding)[0]
+    out += program.encoded(program.header_line(columns, form), form.encoding)[0]
     edges = sorted({0, len(rows), *(cut % (len(rows) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
         kept, rejected = treatment.apply(program.to_frame(copy_text(rows[start:end]), columns))
