@@ -61,7 +61,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import difflib
 import errno
 import functools
@@ -94,7 +93,17 @@ from datetime import time as clock_time
 from enum import IntEnum, StrEnum
 from html import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+)
 
 # psycopg, paramiko, pandas and rich take about a second to import. Each is imported where it is
 # first used, so that `--help` and a wrong setting answer at once, and the rest loads while the
@@ -2372,7 +2381,8 @@ class Pool(Generic[T]):
             try:
                 return make()
             except BaseException as error:
-                others = self._uncount()
+                self.give_back(None)
+                others = self.made
                 if not (isinstance(error, PipelineError) and error.scarce and others):
                     raise
                 self._most = others
@@ -2381,13 +2391,13 @@ class Pool(Generic[T]):
                 )
                 log.warning(text(template, count=others, what=self.what, reason=error.message))
 
-    def give_back(self, item: T, sound: bool) -> None:
-        """For the next one; what is not sound is forgotten."""
+    def give_back(self, item: T | None) -> None:
+        """For the next one; None: it broke, or none could be made."""
         with self.changed:
-            if sound:
-                self._free.append(item)
-            else:
+            if item is None:
                 self.made -= 1
+            else:
+                self._free.append(item)
             self.changed.notify_all()
 
     def empty(self) -> list[T]:
@@ -2399,13 +2409,6 @@ class Pool(Generic[T]):
                 self._most = MOST
             return free
 
-    def _uncount(self) -> int:
-        """One less; how many there are of the others."""
-        with self.changed:
-            self.made -= 1
-            self.changed.notify_all()
-            return self.made
-
 
 CANCEL_TIMEOUT_S = 3
 LOCK_TIMEOUT_S = 30  # no mailing queues behind someone's ALTER TABLE until its statement_timeout
@@ -2413,13 +2416,13 @@ GRACE_S = 15  # what a server may take beyond statement_timeout to say so: then 
 BLOCK_BYTES = 4 << 20  # pandas takes some 5 ms a block, whatever is in it
 PROBE_TIMEOUT_S = 3
 
-ASK_ADMINISTRATOR = text("ask the database administrator")
 LATER = text("it is tried again by itself; if it stays so, ask the database administrator")
 CHECK_NETWORK = text("check PGHOST, PGPORT and the network; is PostgreSQL running?")
-CHECK_LOGIN = text("check PGUSER and PGPASSWORD (or .pgpass)")
+CHECK_LOGIN = text("check PGUSER, PGPASSWORD (or .pgpass) and PGDATABASE")
 WRITES_HINT = text("the query writes; if it must (temp tables), add '-- read_only: no'")
 CHECK_SETTINGS = text("check the PG… settings in config.env")
-CHECK_IDENTITY = text("check PGUSER, PGPASSWORD and PGDATABASE")
+LOCKED = text("another session locks a table of this query; ask who changes it at this hour")
+TOO_LONG = text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")
 CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
@@ -2480,28 +2483,20 @@ CONNECT_RULES = (
     Rule(r"timeout expired|timed out|10060", AGAIN, CHECK_NETWORK, TIMED_OUT),
     Rule(r"", AGAIN, CHECK_NETWORK),
 )
-LOGIN_REFUSED = Rule(r"", NEVER, CHECK_IDENTITY)
+LOGIN_REFUSED = Rule(r"", NEVER, CHECK_LOGIN)
 
 # PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits
 # all.
 SQLSTATE_RULES = (
-    Rule(r"28...|3D000", NEVER, CHECK_IDENTITY, wide=True),
+    Rule(r"28...|3D000", NEVER, CHECK_LOGIN, wide=True),
     Rule(
         r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000",
         AGAIN,
         LATER,
     ),
-    Rule(
-        r"55P03",
-        AGAIN,
-        text("another session locks a table of this query; ask who changes it at this hour"),
-    ),
-    Rule(
-        r"57014",
-        ONCE_MORE,
-        text("the query took too long: see its plan, or raise '-- timeout:' (seconds)"),
-    ),
-    Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, ASK_ADMINISTRATOR),
+    Rule(r"55P03", AGAIN, LOCKED),
+    Rule(r"57014", ONCE_MORE, TOO_LONG),
+    Rule(r"53100|53200|55006|58030|XX000", ONCE_MORE, LATER),
     Rule(r"25006", NEVER, WRITES_HINT),
     Rule(r"42501", NEVER, text("ask for SELECT on that table for this PGUSER")),
     Rule(r"42...|0A...", NEVER, text("correct the query; --check tries it without sending")),
@@ -2512,27 +2507,18 @@ SQLSTATE_RULES = (
             "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or WIN1252"
         ),
     ),
-    Rule(
-        r"22...",
-        NEVER,
-        text("a value does not fit; run the query in an SQL tool (values are not logged)"),
-    ),
-    Rule(
-        r"", NEVER, text("run the query in an SQL tool to see more; ask the database administrator")
-    ),
+    Rule(r"", NEVER, text("run the query in an SQL tool to see more (values are not logged)")),
 )
 
-LAG_HINT = text("the next run reads again; if it stays so, ask the database administrator")
 # Seconds that a replica is behind. One that has replayed all it received is not behind while
 # somebody sends.
-LAG_SQL = """SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0
+LAG = """CASE WHEN NOT pg_is_in_recovery() THEN 0
   WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
   ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float END"""
 
 # Messages of these classes name tables, columns, limits and servers; others may quote a row, and
-# only the name of their class is told. Those of the second list quote one too when they come from
-# inside a function or a cast (to_tsquery(name), name::regclass, RAISE): only what speaks of the
-# query's own text is told.
+# only the name of their class is told. Those of the second list are told where they speak of the
+# query's own text.
 TELLING_CLASSES = ("08", "25", "28", "3D", "40", "53", "55", "57")
 TELLING_OF_THE_QUERY = ("0A", "42", "54")
 
@@ -2573,28 +2559,23 @@ def quotes_only(told: str, sql: str) -> bool:
 
 
 def query_error(
-    sqlstate: str, told: str, where: Text | str, own: bool, inside: bool, hidden: Iterable[str] = ()
+    error: psycopg.Error, where: Text | str, sql: str = "", hidden: Iterable[str] = ()
 ) -> DatabaseError:
-    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost.
-
-    own: it speaks of the query's own text. inside: it comes from within a function or a cast, whose
-    text and whose code are anybody's: it may quote a row, or mean another server.
-    """
-    from psycopg import errors
-
-    if not sqlstate:
+    """An error of the server inside a query file, classified; without SQLSTATE the connection was lost."""
+    code, told = error.sqlstate or "", error.diag.message_primary or ""
+    if not code:
         message = text("{where}: the connection to the database was lost", where=where)
-        hint = text("check the network, and whether PostgreSQL was restarted")
-        return DatabaseError(message, hint, tries=AGAIN)
-    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, sqlstate))
-    group = sqlstate[:2]
-    if inside or not (group in TELLING_CLASSES or (own and group in TELLING_OF_THE_QUERY)):
-        try:
-            told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", errors.lookup(sqlstate).__name__).lower()
-        except KeyError:
-            told = "error"
+        return DatabaseError(message, CHECK_NETWORK, tries=AGAIN)
+    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, code))
+    # From within a function or a cast (to_tsquery(name), name::regclass, RAISE), whose text and
+    # code are anybody's: it may quote a row, or mean another server.
+    inside = bool(error.diag.context)
+    own = error.diag.statement_position or quotes_only(told, sql)
+    tells = code[:2] in TELLING_CLASSES or (own and code[:2] in TELLING_OF_THE_QUERY)
+    if inside or not tells:
+        told = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     reason = foreign(told, hidden)
-    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=sqlstate)
+    message = text("{where}: {reason} ({code})", where=where, reason=reason, code=code)
     return DatabaseError(message, rule.hint, tries=rule.tries, wide=rule.wide and not inside)
 
 
@@ -2665,30 +2646,27 @@ class Session:
                 self.connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
         self.connection.close()
 
-    def enter(self, begin: str) -> None:
-        """BEGIN. A pooler that has no connection free lets it wait, or breaks it off: scarce."""
-        self.timeout_s = self.patience_s
+    def begin(self, source: str, read_only: bool) -> None:
+        """Open the transaction for a query file, if none is.
+
+        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray. A pooler that has
+        no connection free lets it wait, or breaks it off: scarce.
+        """
+        import psycopg
+
+        if self.connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return
+        self.source, self.timeout_s = source, self.patience_s
         try:
-            self.run(begin)
+            self.run(READ_ONLY if read_only else "BEGIN READ WRITE")
         except DatabaseError as error:
             if error.tries != NEVER:
                 error.tries, error.scarce = AGAIN, True
             raise
 
-    def begin(self, campaign: Campaign) -> None:
-        """Open the campaign's transaction, if none is.
-
-        BEGIN goes out alone: behind Pgpool-II what is sent with it goes astray.
-        """
-        import psycopg
-
-        if self.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            self.source = campaign.source
-            self.enter(READ_ONLY if campaign.read_only else "BEGIN READ WRITE")
-            self.timeout_s = campaign.timeout_s
-
     def prepare(self, campaign: Campaign) -> None:
         """Everything that the mailing's statement needs before it."""
+        self.timeout_s = campaign.timeout_s
         # Whatever the prelude set, the texts that follow are read as they were written.
         texts = {"client_encoding": self.encoding, "standard_conforming_strings": "on"}
         limits = {
@@ -2709,11 +2687,12 @@ class Session:
             names.append("transaction_timeout")
         return dict.fromkeys(names, "0")
 
-    def set_local(self, values: Mapping[str, str]) -> tuple[str, ...]:
+    def set_local(self, values: Mapping[str, str]) -> tuple[Any, ...]:
         """Set these for the transaction; the values as the server shows them."""
-        return self._row(f"set_config('{name}', '{value}', true)" for name, value in values.items())
+        return self.row(*(f"set_config('{key}', '{value}', true)" for key, value in values.items()))
 
-    def _row(self, expressions: Iterable[str]) -> tuple[str, ...]:
+    def row(self, *expressions: str) -> tuple[Any, ...]:
+        """What the server says of these."""
         return self.run(f"SELECT {', '.join(expressions)}").fetchone() or ()
 
     def _prove(self, values: Mapping[str, str], campaign: Campaign) -> None:
@@ -2722,7 +2701,7 @@ class Session:
         if self._is_proven:
             return
         names = (*values, "transaction_isolation")
-        *found, isolation = self._row(f"current_setting('{name}')" for name in names)
+        *found, isolation = self.row(*(f"current_setting('{name}')" for name in names))
         if wanted != tuple(found) or (campaign.read_only and isolation != "repeatable read"):
             template = "{file}: its transaction is not the one that was begun (transaction_isolation: {found})"
             hint = text(
@@ -2755,7 +2734,8 @@ class Session:
             pgconn.send_describe_prepared(b"")
             described = self._ended(self.connection.wait(generators.execute(pgconn)))
         names = [described.fname(index) or b"" for index in range(described.nfields)]
-        return tidy_names([name.decode(self.connection.info.encoding, "replace") for name in names])
+        encoding = self.connection.info.encoding
+        return tuple(tidy_name(name.decode(encoding, "replace")) for name in names)
 
     @contextlib.contextmanager
     def copy(self, select: Statement) -> Iterator[Iterator[bytearray]]:
@@ -2769,11 +2749,10 @@ class Session:
             self.connection.cursor() as cursor,
             cursor.copy(self._bytes(sql)) as copy,
         ):
-            blocks = self._blocks(copy)
-            yield blocks if self.encoding == "UTF8" else map(self._in_utf8, blocks)
-
-    def _in_utf8(self, block: bytearray) -> bytearray:
-        return bytearray(block.decode(self.connection.info.encoding, "replace").encode())
+            blocks, encoding = self._blocks(copy), self.connection.info.encoding
+            if self.encoding != "UTF8":
+                blocks = (bytearray(block.decode(encoding, "replace").encode()) for block in blocks)
+            yield blocks
 
     def _blocks(self, copy: psycopg.Copy) -> Iterator[bytearray]:
         """copy.read() waits for a row; what came with it is taken from libpq.
@@ -2828,9 +2807,7 @@ class Session:
         except psycopg.Error as error:
             position = int(error.diag.statement_position or 0)
             line += sql[: position - 1].count("\n") if position and line else 0
-            where, told = place_in(self.source, line), error.diag.message_primary or ""
-            own, inside = bool(position) or quotes_only(told, sql), bool(error.diag.context)
-            fault = query_error(error.sqlstate or "", told, where, own, inside, self.hidden)
+            fault = query_error(error, place_in(self.source, line), sql, self.hidden)
             # A statement_timeout has the same SQLSTATE.
             if error.sqlstate == "57014" and self.stop.clock.steady_s() < self._limit_s - GRACE_S:
                 fault.hint = CANCELLED
@@ -2840,11 +2817,8 @@ class Session:
         """Whether the wait under way may go on. Raises Stopped or DatabaseError."""
         self.stop.check()
         if self.stop.clock.steady_s() > self._limit_s:
-            hint = text(
-                "the server neither answers nor ends the query; ask the database administrator"
-            )
             message = text("{where}: the database fell silent", where=self.source)
-            raise DatabaseError(message, hint, tries=ONCE_MORE)
+            raise DatabaseError(message, LATER, tries=ONCE_MORE)
 
 
 def login_notes(pgconn: PGconn) -> list[Text]:
@@ -2917,50 +2891,38 @@ class Database(Server):
     def open(self) -> None:
         """Connect the holder and export the snapshot. Raises DatabaseError."""
         with self._lock:
-            if self.down:
-                raise self.down
             if self._holder:
                 return
             self._pin = {}
-            holder = self._connect()
+            holder = self._holder = self._connect()
             pgconn = holder.connection.pgconn
-            reached = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
-            self._pin = {key: value for key, value in reached.items() if value}
-            self._holder = holder
+            self._pin = {key: getattr(pgconn, key).decode() for key in ("host", "hostaddr", "port")}
+            for note in login_notes(pgconn):
+                self._note(note)
             try:
                 self._lag = self._lag_objection(holder)
-                self._snapshot = self._export(holder)
+                holder.begin("snapshot", read_only=True)
+                holder.set_local(holder.lasting)  # an idle transaction is what the holder is
+                (self._snapshot,) = holder.row("pg_export_snapshot()")
             except DatabaseError as error:
                 if error.tries == AGAIN:
                     self._forget()
                     raise
                 self._go_alone(error.message)
-            for note in login_notes(pgconn):
-                self._note(note)
-
-    @staticmethod
-    def _export(holder: Session) -> str:
-        holder.source = "snapshot"
-        holder.enter(READ_ONLY)
-        holder.set_local(holder.lasting)  # an idle transaction is what the holder is
-        row = holder.run("SELECT pg_export_snapshot()").fetchone()
-        return str(row[0]) if row else ""
 
     def _lag_objection(self, session: Session) -> Held | None:
         """Why what this session reads is too old to call people by; None if it is not."""
         most_s = self.settings.max_replica_lag_seconds
-        row = session.run(LAG_SQL).fetchone() if most_s else (0,)
-        lag_s = row[0] if row else None
+        (lag_s,) = session.row(LAG) if most_s else (0,)
         if lag_s is None:
-            return Held(
-                text("the database is a replica, and nobody knows how far it is behind"), LAG_HINT
-            )
+            why = text("the database is a replica, and nobody knows how far it is behind")
+            return Held(why, LATER)
         if lag_s <= most_s:
             return None
         template = (
             "the database is a replica and {seconds} s behind (MAX_REPLICA_LAG_SECONDS={most})"
         )
-        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LAG_HINT)
+        return Held(text(template, seconds=round(lag_s), most=str(most_s)), LATER)
 
     def probe(self, campaigns: Sequence[Campaign]) -> None:
         """Log in for each of these campaigns at the same time.
@@ -2999,7 +2961,7 @@ class Database(Server):
         self.open()
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
-            session.begin(campaign)
+            session.begin(campaign.source, campaign.read_only)
             if campaign.read_only:
                 self._import(session)
             session.prepare(campaign)
@@ -3014,7 +2976,7 @@ class Database(Server):
         finally:
             if not sound:
                 session.close()
-            self._sessions.give_back(session, sound)
+            self._sessions.give_back(session if sound else None)
 
     def _new(self, campaign: Campaign) -> Session:
         """A new session; for the only one that a server grants, the snapshot's is given up."""
@@ -3034,7 +2996,7 @@ class Database(Server):
         """A new session in the campaign's transaction: a pooler grants it with BEGIN, not with the login."""
         session = self._connect()
         try:
-            session.begin(campaign)
+            session.begin(campaign.source, campaign.read_only)
         except BaseException:
             session.close()
             raise
@@ -3065,19 +3027,18 @@ class Database(Server):
     def _go_alone(self, reason: Text) -> None:
         self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
         self._snapshot = ""
+        if self._holder:
+            self._holder.close()
 
     def _give_up(self, snapshot: str, reason: Text) -> None:
         """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
-            if not self._holder or self._snapshot != snapshot:
-                return
-            try:
-                self._holder.run("SELECT 1")
-            except PipelineError:
-                self._forget()
-                return
-            self._go_alone(reason)
-            self._holder.close()
+            if self._holder and self._snapshot == snapshot:
+                try:
+                    self._holder.run("SELECT 1")
+                except PipelineError:
+                    return self._forget()
+                self._go_alone(reason)
 
     def _forget(self) -> None:
         with self._lock:
@@ -3128,18 +3089,10 @@ class Database(Server):
         host, port = settings.libpq.get("host", ""), settings.libpq.get("port", "5432")
         where = address(host or "localhost", port, settings.secrets)
         error = connect_error(told, where, settings.secrets, names)
-        if (
-            error.tries == AGAIN
-            and port.isdigit()
-            and greeting(host or "localhost", int(port)) == b"SSH-"
-        ):
-            message = text(
-                "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL",
-                where=where,
-            )
-            return DatabaseError(
-                message, text("check PGPORT: PostgreSQL's port is mostly 5432"), wide=True
-            )
+        may_be_ssh = error.tries == AGAIN and port.isdigit()
+        if may_be_ssh and greeting(host or "localhost", int(port)) == b"SSH-":
+            template = "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL"
+            return DatabaseError(text(template, where=where), CHECK_NETWORK, wide=True)
         return error
 
 
@@ -3147,20 +3100,15 @@ class Database(Server):
 # Treatment: blocks of COPY text -> DataFrame of strings -> phones, unique -> CSV bytes
 # --------------------------------------------------------------------------------------------------
 
-# C0, DEL, C1, U+2028, U+2029 in UTF-8
-CONTROL_BYTES = rb"[\x01-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]"
-CONTROLS_INSIDE = rb" *(?:%s)(?: |%s)*" % (CONTROL_BYTES, CONTROL_BYTES)
+# C0 but for the tabs and line feeds of COPY, DEL, C1, U+2028, U+2029
+CONTROLS = "\x01-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
+CONTROLS_INSIDE = f" *[{CONTROLS}][ {CONTROLS}]*"
 BYTE_ORDER_MARK = "\ufeff".encode()
 
 
-def tidy_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Column names, tidied as cells are: stripped, line breaks and control characters inside are one space."""
-    if not names:
-        return ()
-    joined = re.sub("[\t\n]", "\x01", "\0".join(names)).encode()
-    return tuple(
-        name.strip() for name in re.sub(CONTROLS_INSIDE, b" ", joined).decode().split("\0")
-    )
+def tidy_name(name: str) -> str:
+    """A column's name, tidied as cells are: stripped, line breaks and control characters inside are one space."""
+    return re.sub(CONTROLS_INSIDE, " ", re.sub("[\t\n]", "\r", name)).strip()
 
 
 def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
@@ -3179,9 +3127,8 @@ def to_frame(block: bytes | bytearray, columns: Sequence[str]) -> pd.DataFrame:
         block = re.sub(rb"\\[bfnrtv]", b"\x01", block.replace(b"\\\\", b"\0"))
     tidy = looks_tidy(block, len(columns))
     if not tidy:  # RE2: a sixth of the time of Python's re, and outside the interpreter lock
-        block = pc.replace_substring_regex(pa.array([block], pa.binary()), CONTROLS_INSIDE, b" ")[
-            0
-        ].as_py()
+        cells = pa.array([bytes(block)], pa.string())
+        block = pc.replace_substring_regex(cells, CONTROLS_INSIDE, " ")[0].as_buffer().to_pybytes()
     frame: pd.DataFrame = read_cells(block, len(columns)).to_pandas(types_mapper=pd.ArrowDtype)
     if b"\0" in block:
         frame = frame.apply(lambda column: column.str.replace("\0", "\\", regex=False))
@@ -3277,84 +3224,63 @@ def read_phones(cells: pa.StringArray) -> pa.StringArray:
     return pc.if_else(is_phone, pc.fill_null(numbers, ""), "")
 
 
-def reachable(frame: pd.DataFrame, phones: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Which rows have a phone, once phones are clean; every row of a campaign that names no phone column."""
-    import numpy as np
-
-    if not phones:
-        return np.ones(len(frame), bool)
-    some: np.ndarray[Any, Any] = np.any([frame[name].array != "" for name in phones], axis=0)
-    return some
+REASON = text("reason")  # the name of the column that says why a row was rejected
 
 
-class SeenKeys:
-    """The keys seen so far in a mailing, as sorted 64-bit hashes: 8 bytes a key, so that memory hardly grows with rows.
+class Treatment:
+    """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique.
 
-    Two keys of one mailing collide once in about 10 million mailings of 2 million rows; a collision
-    rejects one row.
+    The keys seen so far are kept as sorted 64-bit hashes: 8 bytes a key, so that memory hardly
+    grows with rows. Two keys of one mailing collide once in about 10 million mailings of 2 million
+    rows; a collision rejects one row.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, campaign: Campaign, language: str = "en") -> None:
         import numpy as np
 
-        self.columns = columns
-        # so that every key has a place before the end
-        self._hashes = np.array([np.iinfo(np.int64).max])
+        self.phones, self.unique = campaign.phones, campaign.unique
+        self.reason, self.no_phone = REASON.told(language), text("no valid phone").told(language)
+        duplicate = text("duplicate {columns}", columns=", ".join(campaign.unique))
+        self.duplicate = duplicate.told(language)
+        self._seen = np.array([np.iinfo(np.int64).max])  # so that every key has a place before it
 
-    def repeated(self, frame: pd.DataFrame, among: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows to send; and those rejected, as they came, with a last column that says why."""
+        import numpy as np
+
+        treated = frame.copy(deep=False)
+        for name in self.phones:
+            treated[name] = clean_phones(frame[name])
+        called = np.ones(len(frame), bool)
+        if self.phones:
+            called = np.any([treated[name].array != "" for name in self.phones], axis=0)
+        kept = called & ~self._repeated(treated, called)
+        if kept.all():
+            return treated, frame[:0]
+        rejected = frame[~kept]
+        why = np.where(called[~kept], self.duplicate, self.no_phone)
+        # the query may have a column of that name too
+        rejected.insert(frame.shape[1], self.reason, why, allow_duplicates=True)
+        return treated[kept], rejected
+
+    def _repeated(self, frame: pd.DataFrame, among: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Which rows among those have a key that a row before them had; an empty key is nobody's."""
         import numpy as np
         import pandas as pd
         import pyarrow.compute as pc
 
-        if not self.columns:
+        if not self.unique:
             return np.zeros(len(frame), bool)
-        keys = pc.binary_join_element_wise(*[texts(frame[name]) for name in self.columns], "\x1f")
-        filled = pc.not_equal(keys, "\x1f" * (len(self.columns) - 1)).to_numpy(zero_copy_only=False)
+        keys = pc.binary_join_element_wise(*[texts(frame[name]) for name in self.unique], "\x1f")
+        filled = pc.not_equal(keys, "\x1f" * (len(self.unique) - 1)).to_numpy(zero_copy_only=False)
         repeated: np.ndarray[Any, Any] = among & filled
         hashes = pd.Series(np.fromiter(map(hash, keys.to_pylist()), np.int64, len(keys)))
         firsts = hashes[repeated].drop_duplicates().sort_values()  # in this block
-        places = np.searchsorted(self._hashes, firsts)
-        new = self._hashes[places] != firsts
-        self._hashes = np.insert(self._hashes, places[new], firsts[new])
+        places = np.searchsorted(self._seen, firsts)
+        new = self._seen[places] != firsts
+        self._seen = np.insert(self._seen, places[new], firsts[new])
         repeated[firsts.index[new]] = False
         return repeated
-
-
-REASON = text("reason")  # the name of the column that says why a row was rejected
-
-
-class Treatment:
-    """What happens to every row of one mailing once its cells are tidy, in this order: phones, unique."""
-
-    def __init__(self, campaign: Campaign, language: str = "en") -> None:
-        self.phones, self.language = campaign.phones, language
-        self.no_phone = text("no valid phone")
-        self.duplicate = text("duplicate {columns}", columns=", ".join(campaign.unique))
-        self._seen = SeenKeys(campaign.unique)
-
-    def apply(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
-        """The rows to send; and those rejected, as they came, with a last column that says why, a frame a reason."""
-        treated = frame.copy(deep=False)
-        for name in self.phones:
-            treated[name] = clean_phones(frame[name])
-        called = reachable(treated, self.phones)
-        repeated = self._seen.repeated(treated, among=called)
-        refused = ((~called, self.no_phone), (repeated, self.duplicate))
-        rejected = [self._rejected(frame[rows], reason) for rows, reason in refused if rows.any()]
-        kept = called & ~repeated
-        return treated if kept.all() else treated[kept], rejected
-
-    def _rejected(self, rows: pd.DataFrame, reason: Text) -> pd.DataFrame:
-        """Rows with a last column that says why; the query may have a column of that name too."""
-        told = rows.copy(deep=False)
-        told.insert(
-            rows.shape[1],
-            REASON.told(self.language),
-            reason.told(self.language),
-            allow_duplicates=True,
-        )
-        return told
 
 
 def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
@@ -3378,10 +3304,9 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
 
 def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
     """The CSV's first line, quoted like any other."""
-    line = io.StringIO()
-    # as pandas does it
-    csv.writer(line, delimiter=form.delimiter, lineterminator=form.newline).writerow(columns)
-    return line.getvalue().encode()
+    import pandas as pd
+
+    return to_csv(pd.DataFrame([columns], dtype=str), form)
 
 
 ACCENTED = re.compile("[^\\W\\d_][\u0300-\u036f]+")  # a letter and the accents that combine with it
@@ -3486,92 +3411,72 @@ def flat(cells: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
 # --------------------------------------------------------------------------------------------------
 
 
-class LocalFile:
-    """A file that appears under its name only when it is whole: written as .part, flushed to disk, renamed."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is whole: written as .part, flushed to disk, renamed.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.place = path.with_name(path.name + ".part")  # where it stands now
-        self.size_bytes, self.sha256 = 0, hashlib.sha256()
-        with local_faults(self.place):
-            self._file = open(self.place, "wb", buffering=0)  # noqa: SIM115 (closed by keep or discard)
-
-    def write(self, data: bytes) -> None:
-        """Append data."""
-        with local_faults(self.place):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
-        self.sha256.update(data)
-        self.size_bytes += len(data)
-
-    def keep(self) -> None:
-        """Bring every byte to the disk, and give the file its name."""
-        with local_faults(self.place):
-            os.fsync(self._file.fileno())
-            self._file.close()
-            patient_replace(self.place, self.path)
-        self.place = self.path
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        self._file.close()
+    Left by an error, nothing stays behind. Raises LocalFault.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with local_faults(part):
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            patient_replace(part, path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            self.place.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+        raise
 
 
-class MailingFiles:
+class MailingFiles(contextlib.ExitStack):
     """A mailing's CSV and, beside it, its rejected rows, while they are written; the figures go into its record.
 
     Left without `keep`, nothing stays behind.
     """
 
-    def __init__(
-        self, folder: Path, mailing: Mailing, columns: Sequence[str], form: CsvFormat
-    ) -> None:
-        self.folder, self.mailing, self.columns, self.form = folder, mailing, columns, form
+    def __init__(self, folder: Path, mailing: Mailing, form: CsvFormat) -> None:
+        super().__init__()
+        self.folder, self.mailing, self.form = folder, mailing, form
+        self._size_bytes, self._sha256 = 0, hashlib.sha256()
+        self._rejects: BinaryIO | None = None
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """The mailing's file, with the names of its columns."""
+        mailing, form = self.mailing, self.form
         mailing.columns, mailing.rows, mailing.rejected, mailing.replaced = len(columns), 0, 0, 0
-        self._file = LocalFile(folder / mailing.file)
-        self._rejects: LocalFile | None = None
+        self._file = self.enter_context(whole_file(self.folder / mailing.file))
+        if form.encoding == "utf-8-sig":
+            self._add(BYTE_ORDER_MARK)
+        if form.header:
+            self._add(header_line(columns, form))
 
-    def __enter__(self) -> MailingFiles:
-        if self.form.encoding == "utf-8-sig":
-            self._file.write("\ufeff".encode())
-        if self.form.header:
-            self._write(self._file, header_line(self.columns, self.form))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind:
-            self._file.discard()
-            if self._rejects:
-                self._rejects.discard()
-
-    def write(self, kept: pd.DataFrame, rejected: Sequence[pd.DataFrame]) -> None:
+    def write(self, kept: pd.DataFrame, rejected: pd.DataFrame) -> None:
         """A treated block."""
-        self._write(self._file, to_csv(kept, self.form))
-        for rows in rejected:
-            if not self._rejects:
-                self._rejects = LocalFile(self.folder / rejected_name(self.mailing.file))
-                head = header_line(list(rows.columns), self.form)
-                self._rejects.write(encoded(head, self.form.encoding)[0])
-            self._rejects.write(encoded(to_csv(rows, self.form), self.form.encoding)[0])
-            self.mailing.rejected += len(rows)
+        self._add(to_csv(kept, self.form))
         self.mailing.rows += len(kept)
+        if not len(rejected):
+            return
+        lines = to_csv(rejected, self.form)
+        if not self._rejects:
+            path = self.folder / rejected_name(self.mailing.file)
+            self._rejects = self.enter_context(whole_file(path))
+            lines = header_line(list(rejected.columns), self.form) + lines
+        self._rejects.write(encoded(lines, self.form.encoding)[0])
+        self.mailing.rejected += len(rejected)
 
     def keep(self) -> None:
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
-        if self._rejects:
-            self._rejects.keep()
-        self._file.keep()
-        self.mailing.size_bytes, self.mailing.sha256 = (
-            self._file.size_bytes,
-            self._file.sha256.hexdigest(),
-        )
+        self.close()
+        self.mailing.size_bytes, self.mailing.sha256 = self._size_bytes, self._sha256.hexdigest()
 
-    def _write(self, file: LocalFile, csv_lines: bytes) -> None:
+    def _add(self, csv_lines: bytes) -> None:
         data, lacking = encoded(csv_lines, self.form.encoding)
-        file.write(data)
+        self._file.write(data)
+        self._sha256.update(data)
+        self._size_bytes += len(data)
         self.mailing.replaced += lacking
 
 
@@ -4313,7 +4218,7 @@ class DropFolders(SftpLogin):
     def _give_back(self, client: Any, is_sound: bool) -> None:
         channel = client.get_channel()
         is_sound = is_sound and not channel.closed
-        self._channels.give_back(client, is_sound)
+        self._channels.give_back(client if is_sound else None)
         if not is_sound:
             break_off(channel)
             if channel.get_transport() is self.transport:
@@ -4535,8 +4440,9 @@ class Line:
     ) -> None:
         """Every block through treatment into the CSV, the rejected rows into one beside it."""
         folder = self.settings.output_of(self.options)
-        with MailingFiles(folder, mailing, columns, campaign.csv) as files:
-            treatment = Treatment(campaign, self.settings.language)
+        treatment = Treatment(campaign, self.settings.language)
+        with MailingFiles(folder, mailing, campaign.csv) as files:
+            files.begin(columns)
             for block in blocks:
                 kept, rejected = treatment.apply(to_frame(block, columns))
                 files.write(kept, rejected)
@@ -6497,12 +6403,10 @@ def aftermath(
             known = recent(ledger, now)
             before = before_run(known, mailings, start)
             ledger.note_run(run)
-        grid = DayGrid(
-            Past(known.mailings, [*known.runs, run]), files.campaigns, settings.hours, now
-        )
-        page = LocalFile(settings.output / "status.html")
-        page.write(status_page(grid, language).encode())
-        page.keep()
+        past = Past(known.mailings, [*known.runs, run])
+        grid = DayGrid(past, files.campaigns, settings.hours, now)
+        with whole_file(settings.output / "status.html") as page:
+            page.write(status_page(grid, language).encode())
     except PipelineError as error:
         log.warning(text("the status page was not written: {reason}", reason=error.message))
     except Exception as error:
@@ -7273,7 +7177,6 @@ PORTUGUESE: dict[str, str] = {
         "espere até ela terminar; ela faz a entrega sozinha"
     ),
     "waiting for another run to end: {holder}": "aguardando outra execução terminar: {holder}",
-    "ask the database administrator": "fale com o administrador do banco de dados",
     "it is tried again by itself; if it stays so, ask the database administrator": (
         "a tentativa se repete sozinha; se continuar assim, fale com o administrador do banco "
         "de dados"
@@ -7281,13 +7184,20 @@ PORTUGUESE: dict[str, str] = {
     "check PGHOST, PGPORT and the network; is PostgreSQL running?": (
         "confira PGHOST, PGPORT e a rede; o PostgreSQL está no ar?"
     ),
-    "check PGUSER and PGPASSWORD (or .pgpass)": "confira PGUSER e PGPASSWORD (ou .pgpass)",
+    "check PGUSER, PGPASSWORD (or .pgpass) and PGDATABASE": (
+        "confira PGUSER, PGPASSWORD (ou .pgpass) e PGDATABASE"
+    ),
     "the query writes; if it must (temp tables), add '-- read_only: no'": (
         "a consulta grava dados; se for preciso (tabelas temporárias), acrescente '-- "
         "read_only: no'"
     ),
     "check the PG… settings in config.env": "confira as configurações PG… em config.env",
-    "check PGUSER, PGPASSWORD and PGDATABASE": "confira PGUSER, PGPASSWORD e PGDATABASE",
+    "another session locks a table of this query; ask who changes it at this hour": (
+        "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
+    ),
+    "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
+        "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
+    ),
     "somebody cancelled it before its time was over; ask the database administrator": (
         "alguém a cancelou antes do tempo; fale com o administrador do banco de dados"
     ),
@@ -7304,12 +7214,6 @@ PORTUGUESE: dict[str, str] = {
     ): (
         "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
     ),
-    "another session locks a table of this query; ask who changes it at this hour": (
-        "outra sessão bloqueia uma tabela desta consulta; veja quem a altera neste horário"
-    ),
-    "the query took too long: see its plan, or raise '-- timeout:' (seconds)": (
-        "a consulta demorou demais: veja o plano de execução, ou aumente '-- timeout:' (segundos)"
-    ),
     "ask for SELECT on that table for this PGUSER": (
         "peça permissão de SELECT nessa tabela para este PGUSER"
     ),
@@ -7320,31 +7224,17 @@ PORTUGUESE: dict[str, str] = {
         "the database holds bytes of another encoding: say which, PGCLIENTENCODING=LATIN1 or "
         "WIN1252"
     ): ("o banco guarda bytes de outra codificação: diga qual, PGCLIENTENCODING=LATIN1 ou WIN1252"),
-    "a value does not fit; run the query in an SQL tool (values are not logged)": (
-        "há um valor que não cabe; execute a consulta em uma ferramenta SQL (o log não guarda "
-        "valores)"
-    ),
-    "run the query in an SQL tool to see more; ask the database administrator": (
-        "execute a consulta em uma ferramenta SQL para ver mais; fale com o administrador do "
-        "banco de dados"
-    ),
-    "the next run reads again; if it stays so, ask the database administrator": (
-        "a próxima execução lê de novo; se continuar assim, fale com o administrador do banco"
+    "run the query in an SQL tool to see more (values are not logged)": (
+        "execute a consulta em uma ferramenta SQL para ver mais (o log não guarda valores)"
     ),
     "database at {where}: {reason}": "banco de dados em {where}: {reason}",
     "{file}: line {line}": "{file}: linha {line}",
     "{where}: the connection to the database was lost": (
         "{where}: a conexão com o banco de dados foi perdida"
     ),
-    "check the network, and whether PostgreSQL was restarted": (
-        "confira a rede, e se o PostgreSQL foi reiniciado"
-    ),
     "{where}: {reason} ({code})": "{where}: {reason} ({code})",
     "a pooler shares one session's statements out: switch off its load balancing for PGUSER": (
         "um pooler distribui os comandos de uma sessão: desligue o balanceamento dele para PGUSER"
-    ),
-    "the server neither answers nor ends the query; ask the database administrator": (
-        "o servidor não responde nem encerra a consulta; fale com o administrador do banco de dados"
     ),
     "{where}: the database fell silent": "{where}: o banco de dados parou de responder",
     "the line to PostgreSQL is not encrypted: PGSSLMODE=verify-full with PGSSLROOTCERT": (
@@ -7365,9 +7255,6 @@ PORTUGUESE: dict[str, str] = {
     ),
     "database at {where}: an SSH (SFTP) server answers there, not PostgreSQL": (
         "banco de dados em {where}: quem responde ali é um servidor SSH (SFTP), não o PostgreSQL"
-    ),
-    "check PGPORT: PostgreSQL's port is mostly 5432": (
-        "confira PGPORT: a porta do PostgreSQL costuma ser 5432"
     ),
     "reason": "motivo",
     "no valid phone": "nenhum telefone válido",

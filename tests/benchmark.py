@@ -805,18 +805,16 @@ PURPOSES = {
     "treatment": (
         "looks_tidy",
         "to_frame",
-        "tidy_names",
+        "tidy_name",
         "texts",
         "flat",
         "digits_only",
         "clean_phones",
         "read_cells",
         "read_phones",
-        "reachable",
-        "SeenKeys.",
         "Treatment.",
     ),
-    "writing": ("to_csv", "quoted", "header_line", "encoded", "LocalFile.", "MailingFiles.", "Ledger."),
+    "writing": ("to_csv", "quoted", "header_line", "encoded", "whole_file", "MailingFiles.", "Ledger."),
     "upload": ("DropFolders.", "Writer.", "Line.send", "Line.verify", "Line.publish", "Line._chunks"),
 }
 SAMPLE_S = 0.005

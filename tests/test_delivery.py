@@ -713,16 +713,22 @@ def test_the_list_of_sqlstates_is_the_whole_list() -> None:
     assert len(known) > 200 and set(SQLSTATES) - known <= {"57P05"}
 
 
+def refused_with(sqlstate: str) -> psycopg.Error:
+    error = psycopg.Error("told")
+    error.sqlstate = sqlstate
+    return error
+
+
 @pytest.mark.parametrize("sqlstate", sorted({*known_sqlstates(), *SQLSTATES, "72000", "99999"}))
 def test_an_sqlstate_has_its_class(sqlstate: str) -> None:
-    error = query_error(sqlstate, "told", place_in("10_a.sql", 3), own=True, inside=False)
+    error = query_error(refused_with(sqlstate), place_in("10_a.sql", 3))
     assert class_of(error) == SQLSTATES.get(sqlstate, CAMPAIGN)
     assert str(error.message).startswith("10_a.sql: line 3: ") and sqlstate in str(error.message)
     assert error.hint and error.exit_code == 5
 
 
 def test_a_connection_that_was_lost_in_a_query_is_tried_again() -> None:
-    error = query_error("", "", "10_a.sql", own=False, inside=False)
+    error = query_error(psycopg.OperationalError("told"), "10_a.sql")
     assert class_of(error) == MANY and "10_a.sql" in str(error.message) and error.hint
 
 

@@ -13,6 +13,7 @@ from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psycopg
 import pytest
 from stage import NOON, Stage
 
@@ -200,7 +201,9 @@ def errors() -> Iterator[mp.PipelineError]:
     for told in ("senha incorreta", 'role "x" não existe', "sem entrada em pg_hba.conf", "recusada"):
         yield mp.connect_error(f"conexão: {told}", "10.0.0.1:5432")
     for code in ("", "28P01", "57P01", "55P03", "57014", "53100", "25006", "42501", "42P01"):
-        yield mp.query_error(code, TOLD, mp.place_in("10_a.sql", 7), own=True, inside=False)
+        error = psycopg.Error(TOLD)
+        error.sqlstate = code
+        yield mp.query_error(error, mp.place_in("10_a.sql", 7))
     kinds: list[Exception] = [FileNotFoundError(2, TOLD), PermissionError(13, TOLD), EOFError(), OSError(TOLD)]
     doing = mp.text("drop folder {path}", path="/e/a"), mp.text("creating {path}", path="/e/.part-1")
     for kind in kinds:

@@ -455,7 +455,7 @@ def test_blocks_are_treated_as_row_by_row_work_would_treat_them(
         block = copy_text([[phone, key, str(n)] for n, (phone, key) in enumerate(rows[start:end], start)])
         frame, rejected = treatment.apply(program.to_frame(block, ["fone", "chave", "n"]))
         kept += frame.to_numpy().tolist()
-        reasons.update(reason for part in rejected for reason in part["reason"])
+        reasons.update(rejected["reason"] if len(rejected) else ())
     expected, seen = [], {""}
     for n, (phone, key) in enumerate(rows):
         if PHONES[phone] and (key == "" or key not in seen):
