@@ -29,21 +29,23 @@ How it is built
     `Run.plan` finds the campaigns of the slot. A worker claims one after the other, and takes each mailing from
     its query to its final name, in one straight line, `Line.bring`:
 
-        read, treat, write -> judge -> send, verify -> commit -> publish -> note
+        read, treat, write -> judge -> send, verify -> (commit) -> publish, note
 
-    A rename whose reply was lost is settled by looking: `Line.settle`, called by `publish` and, for what an
-    earlier run left in doubt, by `settle_leftovers` before anything else. Whatever a worker meets ends in
+    Only a query that writes (`read_only: no`) has something to commit. A rename whose reply was lost is settled
+    by looking: `Line.settle`, called by `publish` and, for what an earlier run or another PC left behind, by
+    `settle_leftovers` before anything else is done with that campaign. Whatever a worker meets ends in
     `Run._conclude`, as a `State`. At the run's deadline, and at Ctrl+C, `Stop` ends every wait of ours with
-    `Stopped`: what is not out by then fails, its temp is removed, and nothing is renamed any more; the
-    watchdog breaks the connections of whoever does not notice.
+    `Stopped`: what is not out by then fails and its temp is removed, a rename without an answer is in doubt, and
+    nothing is renamed any more. Where a wait that is not ours goes on all the same, the watchdog breaks the SFTP
+    connection, and at last ends the process.
 
     Workers share four things, each with its own lock inside: the database, the SFTP connection, the ledger,
     the stop. What a campaign is in a run is one record, a `Mailing`. Reports, page, alerts and the exit code
     are computed from these records.
 
-    With LEDGER several PCs share the work: a claim is then held by the PC's session with PostgreSQL. Who finds a
-    campaign free settles first what its last holder left of it, and a PC that lost its session notes, and so
-    publishes, nothing more of what it held.
+    With LEDGER several PCs share the work: a claim is then held by the PC's session with PostgreSQL. The PC that
+    takes over a campaign first settles what its last holder left. A PC that has lost its session can note nothing
+    of what it held, and so publishes nothing of it.
 
 Exit codes
     0  everything due was delivered, already delivered, or empty where empty is allowed
@@ -1140,7 +1142,8 @@ DIRECTIVES: dict[str, Parser] = {
     "pickup_error_folder": remote_path,
 }
 AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
-GUARDS = ("min_rows", "max_rows", "max_drop")  # without them a wrong mailing goes out
+# Without them a wrong mailing goes out. What a guard refuses is an objection: see Guards.
+GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 
 
 # ----- Statements, after PostgreSQL's own lexical rules (manual, 4.1; src/backend/parser/scan.l)
@@ -4384,8 +4387,9 @@ class Line:
     def bring(self, campaign: Campaign, mailing: Mailing, query_turn: contextlib.ExitStack) -> None:
         """A claimed mailing from its query to its final name.
 
-        A guard that needs the whole mailing belongs into `rows_objection`, one of the clock into
-        `time_objection`, one of the layout into `layout_objection`.
+        A guard that needs the whole mailing belongs in `rows_objection`, one of the clock in
+        `time_objection`, one of the layout in `layout_objection`; one that stops an export that
+        grows too large, in `write`.
 
         query_turn is given back as soon as the query is read. Raises PipelineError, Held and Empty
         among them; a mailing whose state is PUBLISHING or WITHDRAWING then is in doubt, and is

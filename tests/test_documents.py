@@ -157,6 +157,11 @@ def test_readme_names_no_directive_that_is_none(readme: str) -> None:
         assert key in mailing_pipeline.DIRECTIVES, key
 
 
+def test_readme_s_table_has_every_directive(readme: str) -> None:
+    told = {*re.findall(r"`([a-z_]+):?", "".join(re.findall(r"(?m)^\| (`.+?) \|", readme)))}
+    assert mailing_pipeline.DIRECTIVES.keys() - told == set()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # tests/README.md
 # ---------------------------------------------------------------------------------------------------------------------

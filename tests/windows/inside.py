@@ -393,12 +393,15 @@ class Probes:
         def names() -> list[str]:
             return sorted(path.name for path in folder.iterdir())
 
-        with self.program.whole_file(folder / "kept.csv") as kept:
-            with contextlib.suppress(ZeroDivisionError), self.program.whole_file(folder / "given up.csv") as given_up:
-                for file in (kept, given_up):
-                    file.write("ação".encode())
-                growing = names()
-                raise ZeroDivisionError
+        with (
+            self.program.whole_file(folder / "kept.csv") as kept,
+            contextlib.suppress(ZeroDivisionError),
+            self.program.whole_file(folder / "given up.csv") as given_up,
+        ):
+            for file in (kept, given_up):
+                file.write("ação".encode())
+            growing = names()
+            raise ZeroDivisionError
         return {"growing": growing, "left": names(), "kept": (folder / "kept.csv").read_text("utf-8")}
 
     def long_path(self) -> dict[str, Any]:
