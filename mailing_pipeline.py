@@ -2977,6 +2977,9 @@ class Database(Server):
                 session.run("DISCARD ALL")  # PREPARE, SET, temp tables and locks outlive a ROLLBACK
                 sound = True
         finally:
+            if session.connection.broken:  # what idles went with it, and would cost a try each
+                for idle in self._sessions.empty():
+                    idle.close()
             if not sound:
                 session.close()
             self._sessions.give_back(session if sound else None)
@@ -3695,19 +3698,28 @@ class SftpLogin(Server):
 
     def ready(self, *, logged_in: bool = True) -> Any:
         """The connection, whose host key is a pinned one. Without logged_in no password is sent."""
-        with self._dialling, self._translated(text("login"), self.where):
-            if self._is_over:
-                raise ConnectionLost(text("the run is over"))
+        with self._dialling:
+            if self.down:
+                raise self.down
             try:
-                transport = self.transport
-                if not (transport and transport.is_active()):
-                    transport = self._dial()
-                if logged_in and not transport.is_authenticated():
-                    self._log_in(transport)
-            except BaseException:
+                with self._translated(text("login"), self.where):
+                    return self._connected(logged_in)
+            except BaseException as error:
                 self.close()
+                # nobody sends a refused password again
+                if isinstance(error, DeliveryError) and error.wide and error.tries == NEVER:
+                    self.down = error
                 raise
-            return transport
+
+    def _connected(self, logged_in: bool) -> Any:
+        if self._is_over:
+            raise ConnectionLost(text("the run is over"))
+        transport = self.transport
+        if not (transport and transport.is_active()):
+            transport = self._dial()
+        if logged_in and not transport.is_authenticated():
+            self._log_in(transport)
+        return transport
 
     def close(self) -> None:
         """Close the connection at once, whatever state it is in. The next use dials again."""
@@ -4248,6 +4260,7 @@ class DropFolders(SftpLogin):
             with self._translated(doing, self.where):
                 client = start_sftp(transport, self.settings.connect_timeout_seconds)
         except ConnectionLost as error:
+            transport.join(0.2)  # a connection that dies closes its channels first
             error.scarce = transport.is_active()
             if not has_served:
                 error.hint = NO_SFTP

@@ -9,7 +9,7 @@ from pathlib import Path
 import paramiko
 import pytest
 from local_servers import is_root, write_key_pair
-from rig.faulty_sftp import ALWAYS, FaultyLogin
+from rig.faulty_sftp import ALWAYS, Fault, FaultyLogin, FaultyServer
 from rig.proxy import Direction
 from rig.theatre import Rig, until
 
@@ -344,6 +344,44 @@ def test_a_connection_that_breaks_under_many_workers_is_dialled_anew_once_and_by
         assert rig.run().code == 0, rig.log()
         rig.delivered(*names)
     assert "SFTP does not start" not in rig.log()
+
+
+def later(server: FaultyServer, request: str, does: str, skip: int, times: int = 1) -> None:
+    """A fault that the first requests of its kind do not meet."""
+    server.faults.append(Fault(request, does, times, "", None, skip))
+
+
+@pytest.mark.parametrize("workers", [1, 6])
+def test_a_cut_and_then_a_hang_up_in_the_login_that_follows_end_no_run(rig: Rig, workers: int) -> None:
+    """37: faults of two kinds, each of which is worth another try."""
+    names = [f"c{number}" for number in range(6)]
+    rig.settings(QUERY_WORKERS=workers)
+    rig.campaigns(*names)
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("open", "cut")
+        later(server, "password", "hang up", skip=1)
+        assert rig.run().code == 0, rig.log()
+        rig.delivered(*names)
+
+
+def test_a_password_that_is_refused_later_is_sent_by_one_worker_alone(rig: Rig) -> None:
+    """34: it was changed during the run; an account may be locked after three."""
+
+    class Changed(FaultyLogin):
+        def check_auth_password(self, username: str, password: str) -> int:
+            if not self._server.passwords_seen:
+                return super().check_auth_password(username, password)
+            time.sleep(0.4)  # as OpenSSH takes its time
+            self._server.passwords_seen += 1
+            return int(paramiko.common.AUTH_FAILED)
+
+    rig.settings(QUERY_WORKERS=6)
+    rig.campaigns(*(f"c{number}" for number in range(12)), rows=5_000)
+    with rig.faulty_server() as server, rig.dialer():
+        server.login_class = Changed
+        later(server, "close", "do, then cut", skip=1)
+        rig.run()
+        assert server.passwords_seen == 2, rig.log()
 
 
 @pytest.mark.parametrize("where", ["session", "subsystem", "init"])

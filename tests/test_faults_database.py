@@ -463,3 +463,19 @@ def test_every_byte_of_a_mailing_is_as_the_server_wrote_it(rig: Rig) -> None:
         assert rig.run().code == 0
         rig.delivered("alfa")
         assert dialer.record[0].path.read_bytes().decode() == GOLDEN
+
+
+@pytest.mark.parametrize("workers", [4, 6])
+def test_sessions_that_idle_and_break_with_a_query_s_cost_it_no_try(rig: Rig, workers: int) -> None:
+    """One cut, and the database can be reached all the time."""
+    names = [f"c{number}" for number in range(workers - 1)]
+    rig.settings(QUERY_WORKERS=workers)
+    rig.campaign("lenta", pause_s=2)
+    for name in names:
+        rig.campaign(name, pause_s=0.5)
+    with rig.database_line() as line, rig.dialer():
+        program = rig.start()
+        until(lambda: list(rig.states().values()).count("delivered") == len(names), "the others are out")
+        line.cut()
+        assert program.wait().code == 0, rig.log()
+        rig.delivered("lenta", *names)
