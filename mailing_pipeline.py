@@ -4188,6 +4188,8 @@ class DropFolders(SftpLogin):
         """See that no such file is there, whether there was one or not."""
         try:
             self.remove(path)
+        except ConnectionLost:
+            raise
         except DeliveryError:
             if self.size(path) is not None:
                 raise
