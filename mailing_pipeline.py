@@ -2849,7 +2849,8 @@ class Server:
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
         self.settings, self.stop = settings, stop
-        self.down: PipelineError | None = None  # once a whole retry budget was spent on it
+        # once a whole retry budget was spent on it, or it refused our login
+        self.down: PipelineError | None = None
         self._first_contact, self._is_reached = threading.Lock(), False
 
     def open(self) -> None:
@@ -3712,6 +3713,7 @@ class SftpLogin(Server):
                 raise
 
     def _connected(self, logged_in: bool) -> Any:
+        """The connection that is up, or a new one. Raises what paramiko raises, too."""
         if self._is_over:
             raise ConnectionLost(text("the run is over"))
         transport = self.transport
@@ -5382,10 +5384,7 @@ def already(entry: Mailing) -> Mailing:
 
 
 def state_after(mailing: Mailing, error: PipelineError) -> State:
-    """The state that an error leaves a mailing in.
-
-    What is out stays out, whatever fails afterwards.
-    """
+    """The state that an error leaves a mailing in: what is out stays out, whatever fails afterwards."""
     if mailing.state is State.DELIVERED:
         return State.DELIVERED
     if mailing.state in MAY_BE_OUT or isinstance(error, MayBeOut):
