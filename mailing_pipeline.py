@@ -1153,7 +1153,8 @@ GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 SPACE = r"[ \t\n\r\f\v]"
 ESCAPED = r"'(?:[^'\\]|\\.|'')*+'"
 APART = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
-TAG = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
+BEYOND = r"[^\x00-\x7f]"  # a range up to U+10FFFF takes Python 2 ms to compile
+TAG = f"(?:(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_]|{BEYOND})*+)?"
 SQL_TOKEN = re.compile(
     rf"""(?P<space>{SPACE}++)
       | (?P<comment>--[^\n\r]*+)
@@ -1161,8 +1162,8 @@ SQL_TOKEN = re.compile(
       | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
         | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
       | (?P<open>[eE]?['"]|\${TAG}\$|\\)
-      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+
-        | [0-9][A-Za-z0-9_.\x80-\U0010ffff]*+ | .)""",
+      | (?P<word>(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_$]|{BEYOND})*+
+        | [0-9](?:[A-Za-z0-9_.]|{BEYOND})*+ | .)""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -1331,6 +1332,7 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
     return found, faults
 
 
+@functools.cache  # most files have no comment that it is asked about, and it takes 2 ms
 def meant(key: str) -> re.Pattern[str]:
     """A comment that begins with that key, or with what one typing error makes of it.
 
@@ -1347,16 +1349,13 @@ def meant(key: str) -> re.Pattern[str]:
     return re.compile(rf"(?i)({written})(?![^\W_]){marks}((?:[:=>–—-]\s*)*)(.*)")
 
 
-MEANT = {key: meant(key) for key in DIRECTIVES}
-
-
 def meant_as_directive(comment: Comment) -> Text | None:
     """What to say of a comment that was meant to have an effect; None of an ordinary one."""
     line = printable(comment.text, " ").removesuffix("*/")
     line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
-    for key, pattern in MEANT.items():
-        found = pattern.fullmatch(line)
+    for key in DIRECTIVES:
+        found = meant(key).fullmatch(line)
         if found and is_meant(key, comment.leads, *found.groups()):
             return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
     return None
@@ -1657,6 +1656,7 @@ class Mailing:
     sent_bytes: int = field(default=0, metadata=UNNOTED)
     # its temp is acknowledged, and was not taken away
     is_whole: bool = field(default=False, metadata=UNNOTED)
+    stamp: tuple[int, int] = field(default=(0, 0), metadata=UNNOTED)  # of its file on this PC
     # of the last delivered ones, for a rehearsal
     past_rows: Sequence[int] = field(default=(), metadata=UNNOTED)
 
@@ -2768,17 +2768,15 @@ class Session:
         handed_s = time.monotonic()
         while row := copy.read():
             block += row
-            is_fresh = True
-            while len(block) < BLOCK_BYTES:
+            before = 0
+            while before < len(block) < BLOCK_BYTES and size >= 0:
+                before = len(block)
                 size, arrived = pgconn.get_copy_data(1)
-                if size > 0:
+                while size > 0:
                     block += arrived
-                    is_fresh = True
-                elif size == 0 and is_fresh:  # what has come meanwhile needs no wait either
+                    size, arrived = pgconn.get_copy_data(1)
+                if size == 0:  # what has come meanwhile needs no wait either
                     pgconn.consume_input()
-                    is_fresh = False
-                else:
-                    break
             if size < 0:  # libpq has seen the end, which copy.read() would ask for in vain
                 self._ended(self.connection.wait(generators.fetch_many(pgconn)))
                 break
@@ -3296,7 +3294,6 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     The bytes are those of DataFrame.to_csv, in a tenth of its time. Arrow's own CSV writer is as
     fast as this, but writes no quotes or quotes everything.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     if frame.empty:
@@ -3304,9 +3301,9 @@ def to_csv(frame: pd.DataFrame, form: CsvFormat) -> bytes:
     columns = [
         quoted(texts(cells), form.delimiter, lone=frame.shape[1] == 1) for _, cells in frame.items()
     ]
-    lines = pc.binary_join_element_wise(*columns, form.delimiter)
-    (joined,) = pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), form.newline)
-    return b"".join((joined.as_buffer(), form.newline.encode()))
+    columns[-1] = pc.binary_join_element_wise(columns[-1], form.newline, "")
+    lines, _ = flat(pc.binary_join_element_wise(*columns, form.delimiter))
+    return lines.tobytes()
 
 
 def header_line(columns: Sequence[str], form: CsvFormat) -> bytes:
@@ -3478,6 +3475,7 @@ class MailingFiles(contextlib.ExitStack):
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
         self.close()
         self.mailing.size_bytes, self.mailing.sha256 = self._size_bytes, self._sha256.hexdigest()
+        self.mailing.stamp = size_and_time(self.folder / self.mailing.file)
 
     def _add(self, csv_lines: bytes) -> None:
         data, lacking = encoded(csv_lines, self.form.encoding)
@@ -3485,6 +3483,13 @@ class MailingFiles(contextlib.ExitStack):
         self._sha256.update(data)
         self._size_bytes += len(data)
         self.mailing.replaced += lacking
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """A file's size and time, by which one that was changed is known."""
+    with local_faults(path):
+        facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def patient_replace(source: Path, target: Path) -> None:
@@ -3520,12 +3525,12 @@ def local_faults(path: Path) -> Iterator[None]:
 SFTP_TIMEOUT_S = 60  # a request without any reply for so long means a dead connection
 # some servers scan a file, or copy it elsewhere, before they answer its CLOSE
 CLOSE_TIMEOUT_S = 300
-CHUNK_BYTES = 1 << 20
 IN_FLIGHT = 64  # writes without an answer yet, as OpenSSH's own client has them
 # The longest write that OpenSSH's sftp-server takes (sftp-common.h, SFTP_MAX_MSG_LENGTH, less 1
 # KB): with it an upload takes two thirds of the time. Others get a write that goes out in one SSH
 # packet of 32 KB: ProFTPD mixes the halves of what two channels send. Some take 16 KB, or less.
 OPENSSH_WRITE_BYTES, WRITE_BYTES, SHORTEST_WRITE_BYTES = 255 << 10, 31 << 10, 4 << 10
+CHUNK_BYTES = OPENSSH_WRITE_BYTES  # what is read at a time: none of it is copied to be written
 # servers that show a file, or its size, a little after its CLOSE
 LOOK_PAUSES_S = (0.2, 0.5, 1.3, 0)
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # PostgreSQL answers it with S or N
@@ -4769,14 +4774,17 @@ class Line:
 
     def _chunks(self, mailing: Mailing) -> Iterator[bytes]:
         """The mailing's bytes from the local disk, which somebody may have changed since they were written."""
-        path, mailing.sent_bytes, digest = self.settings.output / mailing.file, 0, hashlib.sha256()
+        path, mailing.sent_bytes = self.settings.output / mailing.file, 0
         with local_faults(path), open(path, "rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 self.stop.check()
-                digest.update(chunk)
                 yield chunk
                 mailing.sent_bytes += len(chunk)
-        if digest.hexdigest() != mailing.sha256:
+            changed = size_and_time(path) != mailing.stamp
+            if changed:  # perhaps: only its SHA-256 says so for certain
+                file.seek(0)
+                changed = hashlib.file_digest(file, "sha256").hexdigest() != mailing.sha256
+        if changed:
             message = text("{path} was changed on this PC before it was sent", path=path)
             hint = text("leave the files in the output folder alone while a run is on")
             raise LocalFault(message, hint)
@@ -6791,6 +6799,8 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
+    # Workers mostly wait for a server, and then up to 5 ms for the interpreter: a tenth of a run
+    sys.setswitchinterval(0.0005)
     environ = os.environ if environ is None else environ
     language = early_language(argv, environ)
     return act(parser(language).parse_args(argv), environ, clock or Clock(), language)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sqlite3
 import threading
@@ -164,6 +165,23 @@ def test_a_file_that_somebody_changed_before_it_was_sent_never_goes_out(rig: Rig
         assert program.wait().code == 4
         assert "was changed on this PC" in program.output
         rig.delivered()
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("same_size", [False, True], ids=["as it was", "another letter"])
+def test_a_file_that_was_only_touched_goes_out_and_one_of_the_same_size_does_not(rig: Rig, same_size: bool) -> None:
+    """A backup program sets its time: what counts is what is in it."""
+    rig.campaign("alfa", 1000)
+    with rig.dialer():
+        program = rig.start(stop_at="after:Line.note_exported")
+        assert program.wait_until_stopped()
+        (path,) = rig.stage.output.glob("mailing_alfa*.csv")
+        if same_size:
+            path.write_bytes(path.read_bytes()[:-3] + b"!\r\n")
+        os.utime(path, (1_766_400_000, 1_766_400_000))
+        program.send(signal.SIGCONT)
+        assert program.wait().code == (4 if same_size else 0)
+        rig.delivered(*([] if same_size else ["alfa"]))
         assert rig.leftovers() == []
 
 
