@@ -3,6 +3,7 @@
     python tests/benchmark.py                              everything: about a quarter of an hour
     python tests/benchmark.py --rows-scale 0.1 --rounds 1  a quick look
     python tests/benchmark.py --only a,b --json raw.json   some workloads, and the raw figures
+    python tests/benchmark.py --programs this --beside old.py --rounds 9   before and after a change, in turn
     python tests/benchmark.py --growth                     cost as rows and campaigns grow, and sample_data/growth.png
 
 Programs, in turn, round after round, on the same rows, servers and disk:
@@ -438,9 +439,9 @@ def write_program_files(stage: Stage, workload: Workload, compress: bool) -> Pat
     return config
 
 
-def this_program(stage: Stage, workload: Workload, compress: bool = False) -> Cost:
+def this_program(stage: Stage, workload: Workload, compress: bool = False, program: Path = PROGRAM) -> Cost:
     config = write_program_files(stage, workload, compress)
-    return stage.run(sys.executable, PROGRAM, "--config", config)
+    return stage.run(sys.executable, program, "--config", config)
 
 
 def this_program_compressed(stage: Stage, workload: Workload) -> Cost:
@@ -644,6 +645,13 @@ PROGRAMS = (
     Program("floor", "floor", floor),
     Program("floor-c", "floor, sftp -C", floor_compressed, compressed=True),
 )
+
+
+def other_version(file: Path) -> Program:
+    """Another mailing_pipeline.py, to be run in turn with this one."""
+    return Program("beside", "the other version", lambda *on: this_program(*on, program=file), one_process=True)
+
+
 # (workload, program, other): the most that the first one's time may be of the other's. From issue 4.
 TARGETS = {
     ("a", "this", "hand"): 0.75,
@@ -746,7 +754,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def result_table(results: Mapping[str, tuple[Workload, Mapping[str, Measured]]]) -> str:
     """One table of all workloads."""
-    names = {program.key: program for program in PROGRAMS}
+    names = {program.key: program for program in (*PROGRAMS, other_version(PROGRAM))}
     heads = ["", "median s", "range s", "mailing_pipeline ÷ it", "SFTP_COMPRESS ÷ it"]
     heads += ["client CPU s", "servers' CPU s", "peak MB"]
     rows: list[list[str]] = []
@@ -1002,6 +1010,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--programs", type=program_keys, metavar="KEY,…", help=f"only these of {', '.join(p.key for p in PROGRAMS)}"
     )
+    made.add_argument(
+        "--beside", type=Path, metavar="FILE", help="another version of the program, timed in turn with it"
+    )
     made.add_argument("--no-profile", action="store_true", help="without the split of time")
     return made
 
@@ -1054,7 +1065,10 @@ def compare(
             busy_rows = rows_for_seconds(here.postgres, rows, options.query_seconds)
             workload = replace(workload, busy_rows=busy_rows)
             note(f"  each query of d first looks at {busy_rows:,} rows, for about {options.query_seconds:g} s")
-        found = measure(here, workload, chosen_programs(workload, options.programs), options.rounds)
+        programs = chosen_programs(workload, options.programs)
+        if options.beside:
+            programs.append(other_version(options.beside.resolve()))
+        found = measure(here, workload, programs, options.rounds)
         results[workload.key] = workload, found
         if workload.key == "b":
             smaller_b = measure(here, SMALLER_B.scaled(options.rows_scale), PROGRAMS[:1], options.rounds)["this"]

@@ -18,9 +18,10 @@ import mailing_pipeline
 @pytest.mark.skipif(not shutil.which("sftp"), reason="needs OpenSSH's sftp")
 def test_a_quick_look_delivers_with_every_program_and_prints_the_ratios() -> None:
     command = [sys.executable, PROJECT / "tests" / "benchmark.py", "--only", "a", "--rows-scale", "0.002"]
-    done = subprocess.run([*command, "--rounds", "1"], capture_output=True, encoding="utf-8", timeout=110, check=False)
+    command += ["--rounds", "1", "--beside", PROJECT / "mailing_pipeline.py"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=110, check=False)
     assert done.returncode == 0, done.stderr
-    for program in ("mailing_pipeline", "psql + sftp", "usual script", "floor"):
+    for program in ("mailing_pipeline", "psql + sftp", "usual script", "floor", "the other version"):
         assert f"\n| {program} " in done.stdout, done.stdout
     assert "ROWS SCALED BY 0.002" in done.stdout
     assert "a worker" in done.stdout  # the split of time
