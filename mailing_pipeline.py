@@ -296,9 +296,13 @@ class SettingsFault(PipelineError):
     exit_code = ExitCode.USAGE
 
     def __init__(
-        self, *faults: Text, hint: Text | None = None, settings: Settings | None = None
+        self,
+        *faults: Text,
+        hint: Text | None = None,
+        tries: int = NEVER,
+        settings: Settings | None = None,
     ) -> None:
-        super().__init__(faults[0], hint)
+        super().__init__(faults[0], hint, tries=tries)
         self.more, self.settings = faults[1:], settings
 
     def __str__(self) -> str:
@@ -489,31 +493,27 @@ class Stop:
 
     def __init__(self, clock: Clock, minutes: float) -> None:
         self.clock, self.seconds = clock, minutes * 60
-        told = "the run's deadline of {minutes} minutes has passed"
-        self.passed = text(told, minutes=f"{minutes:g}")
         self.start, self._steady_start = clock.now(), clock.steady_s()
-        self._event, self._reason = threading.Event(), text("the run was stopped")
+        told = text("the run's deadline of {minutes} minutes has passed", minutes=f"{minutes:g}")
+        hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
+        self._event, self._why = threading.Event(), (told, hint)
 
     def left_s(self) -> float:
         """Seconds until the run must be over; negative after it."""
         wall_s = (self.clock.now() - self.start).total_seconds()
         return self.seconds - max(wall_s, self.clock.steady_s() - self._steady_start)
 
-    def end(self, reason: Text) -> None:
-        """End every wait of the run with Stopped(reason)."""
-        self._reason = reason
+    def end(self, reason: Text | None = None) -> None:
+        """End every wait of the run, for that reason or for its deadline."""
+        if reason:
+            self._why = reason, text("the next run starts afresh; nothing old is sent")
         self._event.set()
 
     @property
     def error(self) -> Stopped | None:
         """Why the run must not go on; None while it may."""
-        if self._event.is_set():
-            afresh = text("the next run starts afresh; nothing old is sent")
-            return Stopped(self._reason, afresh)
-        if self.left_s() > 0:
-            return None
-        hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
-        return Stopped(self.passed, hint)
+        is_over = self._event.is_set() or self.left_s() <= 0
+        return Stopped(*self._why) if is_over else None
 
     def check(self) -> None:
         """Raise Stopped if the run must not go on."""
@@ -2096,9 +2096,7 @@ class SharedLedger(Ledger):
                 self._check_clock()
         except PipelineError as error:
             self.close()
-            fault = SettingsFault(*error.lines)
-            fault.tries = error.tries
-            raise fault from None
+            raise SettingsFault(*error.lines, tries=error.tries) from None
         threading.Thread(target=self._beat, name="ledger", daemon=True).start()
 
     def close(self) -> None:
@@ -5439,7 +5437,7 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
             if stop.left_s() > 0:
                 continue
             log.error(text("the run's deadline has passed: ending it"))
-            stop.end(stop.passed)
+            stop.end()
             if over.wait(INTERRUPT_GRACE_S):  # who notices removes its temp
                 return
             drops.shut()
