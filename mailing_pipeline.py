@@ -1332,21 +1332,9 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
     return found, faults
 
 
-@functools.cache  # most files have no comment that it is asked about, and it takes 2 ms
-def meant(key: str) -> re.Pattern[str]:
-    """A comment that begins with that key, or with what one typing error makes of it.
-
-    That is a letter too many, wrong or missing, or two that changed places; blanks, dots and
-    dashes stand for _. Its groups: the key as it is written, the separator, the value.
-    """
-    gap = r"[\s._-]++"
-    written = key
-    for end in range(len(key) + 1):
-        head, rest = key[:end], key[end:]
-        written += f"|{head}.{rest}|{head}.??{rest[1:]}|{head}{rest[1::-1]}{rest[2:]}"
-    written = written.translate({ord("_"): gap, ord("."): rf"(?:[^\W_]|{gap})"})
-    marks = r"[\"'`\])}*_.]*+\s*+(?!::)"
-    return re.compile(rf"(?i)({written})(?![^\W_]){marks}((?:[:=>–—-]\s*)*)(.*)")
+BETWEEN = r"[\s._-]+"  # the words of a key
+# A key of so many words, as it is written; what ends it; the separator; the value.
+HEAD = rf"([^\W_]++(?:{BETWEEN}[^\W_]++){{%d}})[\"'`\])}}*_.]*+\s*+(?!::)((?:[:=>–—-]\s*)*)(.*)"
 
 
 def meant_as_directive(comment: Comment) -> Text | None:
@@ -1354,11 +1342,23 @@ def meant_as_directive(comment: Comment) -> Text | None:
     line = printable(comment.text, " ").removesuffix("*/")
     line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
-    for key in DIRECTIVES:
-        found = meant(key).fullmatch(line)
-        if found and is_meant(key, comment.leads, *found.groups()):
-            return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
+    for joints in range(4):
+        if found := re.fullmatch(HEAD % joints, line):
+            written = re.sub(BETWEEN, "_", found[1].lower())
+            for key in DIRECTIVES:
+                if is_nearly(written, key) and is_meant(key, comment.leads, *found.groups()):
+                    return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
     return None
+
+
+def is_nearly(written: str, key: str) -> bool:
+    """Whether that is the key, or what one typing error makes of it.
+
+    A letter too many, wrong or missing, or two that changed places.
+    """
+    while key and written[:1] == key[:1]:
+        written, key = written[1:], key[1:]
+    return written in (key[1:], key[1::-1] + key[2:]) or written[1:] in (key, key[1:])
 
 
 def is_meant(key: str, leads: bool, written: str, separator: str, value: str) -> bool:
