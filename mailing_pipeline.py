@@ -88,7 +88,7 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
@@ -655,7 +655,6 @@ def one_of(*words: str, **meanings: Any) -> Parser:
 
 
 yes_no = one_of(yes=True, no=False)
-newline = one_of(crlf="\r\n", lf="\n")
 
 
 def one_character(written: str) -> str:
@@ -776,6 +775,16 @@ def connection_string(written: str) -> Mapping[str, str]:
         raise Wrong(text(told)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class CsvFormat:
+    """How a mailing is written."""
+
+    delimiter: str
+    encoding: str
+    header: bool
+    newline: str
+
+
 def setting(default: str, parse: Parser = str, *, secret: bool = False) -> Any:
     """One line of config.env; its key is the field's name in capitals."""
     return field(repr=not secret, metadata={"default": default, "parse": parse})
@@ -808,7 +817,7 @@ class Settings:
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
     csv_header: bool = setting("yes", yes_no)
-    csv_newline: str = setting("crlf", newline)
+    csv_newline: str = setting("crlf", one_of(crlf="\r\n", lf="\n"))
     run_days: frozenset[int] = setting("mon-sat", weekdays)
     run_hours: Starts = setting("08:00-20:00", start_times)
     holidays: frozenset[date] = setting("", dates)
@@ -859,6 +868,10 @@ class Settings:
     @property
     def hours(self) -> Hours:
         return Hours(self.run_days, self.run_hours, self.holidays)
+
+    @property
+    def csv(self) -> CsvFormat:
+        return CsvFormat(self.csv_delimiter, self.csv_encoding, self.csv_header, self.csv_newline)
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -1013,16 +1026,6 @@ def line_fault(line: str, binding: Binding) -> Text | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CsvFormat:
-    """How a mailing is written."""
-
-    delimiter: str
-    encoding: str
-    header: bool
-    newline: str
-
-
-@dataclass(frozen=True, slots=True)
 class Statement:
     """One SQL statement; its words are those outside quotes and comments, in capitals."""
 
@@ -1117,8 +1120,19 @@ def percent(written: str) -> int:
     return int(written.rstrip("% \t"))
 
 
-# A query file's own settings. Those whose names are fields of Campaign with a default are handed on
-# as they are; the others stand in for settings.
+# Directives that stand in for a setting, by its field, and are written as it is.
+STAND_INS = {
+    "hours": "run_hours",
+    "days": "run_days",
+    "timeout": "query_timeout_seconds",
+    "delimiter": "csv_delimiter",
+    "encoding": "csv_encoding",
+    "header": "csv_header",
+    "newline": "csv_newline",
+    "file_name": "file_name",
+    "pickup": "pickup_timeout_seconds",
+}
+# A query file's own settings; the others but the first two are fields of Campaign.
 DIRECTIVES: dict[str, Parser] = {
     "campaign": campaign_name,
     "folder": remote_path,
@@ -1128,20 +1142,11 @@ DIRECTIVES: dict[str, Parser] = {
     "min_rows": whole_number(0, 100_000_000),
     "max_rows": whole_number(1, 100_000_000),
     "max_drop": percent,
-    "hours": start_times,
-    "days": weekdays,
-    "timeout": whole_number(1, 86400),
-    "delimiter": one_character,
-    "encoding": one_of(*ENCODINGS),
-    "header": yes_no,
-    "newline": newline,
-    "file_name": file_name_pattern,
     "read_only": yes_no,
     "enabled": yes_no,
-    "pickup": whole_number(0, 3600),
     "pickup_error_folder": remote_path,
+    **{key: SETTING_FIELDS[name.upper()].metadata["parse"] for key, name in STAND_INS.items()},
 }
-AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
 # Without them a wrong mailing goes out. What a guard refuses is an objection: see Guards.
 GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 
@@ -1329,7 +1334,7 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
             fault = at(key, wrong) if wrong else None
         if fault:
             faults.append(at_line(comment.line, fault))
-    return found, faults
+    return {key: value for key, value in found.items() if value is not None}, faults
 
 
 BETWEEN = r"[\s._-]+"  # the words of a key
@@ -1383,39 +1388,35 @@ def is_meant(key: str, leads: bool, written: str, separator: str, value: str) ->
 def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     """A query file as a Campaign, or every fault of it; source is its file name."""
     given, faults = parse_directives(sql)
-    name = given.get("campaign") or name_in(source)
-    file_name = given.get("file_name") or settings.file_name
-    days, starts = given.get("days"), given.get("hours")
-    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
-    starts = starts or settings.run_hours
-    hours = Hours(days or settings.run_days, starts, settings.holidays, keys)
+    keys = "days:" if "days" in given else "RUN_DAYS", "hours:" if "hours" in given else "RUN_HOURS"
+    own = {name: given.pop(key) for key, name in STAND_INS.items() if key in given}
+    settings = dataclass_replace(settings, **own)
+    hours = dataclass_replace(settings.hours, keys=keys)
+    name = given.pop("campaign", name_in(source))
+    folder = settings.sftp_base_dir / given.pop("folder", name)
     statements, unsplit = attempt(split_statements, sql)
     if fault := attempt(campaign_name, name)[1]:
         faults.append(at("campaign", fault))
-    if fault := attempt(file_name_pattern, file_name, name)[1]:
+    if fault := attempt(file_name_pattern, settings.file_name, name)[1]:
         faults.append(at("file_name", fault))
     if hours.fault and (keys == ("days:", "hours:") or not hours.told()):
         faults.append(at("hours", hours.fault))
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
-        return BrokenQuery(source, name, tuple(faults), given.get("enabled") is not False)
-
-    csv = {}
-    for key in ("delimiter", "encoding", "header", "newline"):
-        csv[key] = given.get(key, getattr(settings, f"csv_{key}"))
+        return BrokenQuery(source, name, tuple(faults), given.get("enabled", True))
     return Campaign(
         name=name,
         source=source,
         prelude=tuple(statements[:-1]),
         select=statements[-1],
-        folder=settings.sftp_base_dir / given.get("folder", name),
+        folder=folder,
         hours=hours,
-        timeout_s=given.get("timeout", settings.query_timeout_seconds),
-        csv=CsvFormat(**csv),
-        file_name=file_name,
-        pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
-        **{key: value for key, value in given.items() if key in AS_GIVEN},
+        timeout_s=settings.query_timeout_seconds,
+        csv=settings.csv,
+        file_name=settings.file_name,
+        pickup_s=settings.pickup_timeout_seconds,
+        **given,
     )
 
 
@@ -1428,7 +1429,7 @@ def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
     faults = []
     for key in ("phones", "unique") if given.get("columns") else ():
-        for column in given.get(key) or ():
+        for column in given.get(key, ()):
             if column not in given["columns"]:
                 faults.append(at(key, text("{column} is not one of columns:", column=column)))
     return faults
