@@ -582,7 +582,6 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
 # Settings: config.env and the environment -> Settings, or every fault at once
 # -------------------------------------------------------------------------------------------------
 
-DAY_NAMES = tuple(map(str, DAYS))
 ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "latin-1")
 LANGUAGES = ("en", "pt")
 # libpq reads these from the environment alone; every other PG* name is a connection option of its.
@@ -665,8 +664,8 @@ def one_character(written: str) -> str:
     return written
 
 
-DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
-    f"{DAY_NAMES[first]}-{DAY_NAMES[last]}": {*range(first, last + 1)}
+DAY_RUNS = {str(name): {day} for day, name in enumerate(DAYS)} | {
+    f"{DAYS[first]}-{DAYS[last]}": {*range(first, last + 1)}
     for first, last in itertools.combinations_with_replacement(range(7), 2)
 }
 
@@ -714,6 +713,7 @@ def remote_path(written: str) -> PurePosixPath:
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
 
 
+USUAL_NAME = "mailing_{campaign}_%d-%m_%H-%M.csv"
 MAILING_ENDINGS = (".csv", ".txt")
 # What Windows takes for a device is no name of a file, whatever its ending.
 LEGAL_NAME = re.compile(
@@ -729,15 +729,15 @@ def file_name_pattern(written: str, campaign: str = "campaign") -> str:
     Its ending tells a mailing from what else lies in the output folder. Many dialers overlook a
     name that begins with a dot.
     """
+    some_time = datetime(2026, 12, 22, 10).astimezone()
+    visible(written)
     try:
-        some_time = datetime(2026, 12, 22, 10).astimezone()
-        sample = render_file_name(visible(written), campaign, some_time)
+        sample = render_file_name(written, campaign, some_time)
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
     is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
     told = "must give a legal file name that ends in .csv or .txt, such as {example}"
-    example = "mailing_{campaign}_%d-%m_%H-%M.csv"
-    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=example))
+    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=USUAL_NAME))
     told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
     insist("{campaign}" in written or "%H" in written, text(told))
     return written
@@ -813,7 +813,7 @@ class Settings:
     queries_dir: str = setting("queries", visible)
     output_dir: str = setting("output", visible)
     log_dir: str = setting("logs", visible)
-    file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
+    file_name: str = setting(USUAL_NAME, file_name_pattern)
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
     csv_header: bool = setting("yes", yes_no)
@@ -1033,11 +1033,6 @@ class Statement:
     line: int
     words: tuple[str, ...]
 
-    @property
-    def command(self) -> str:
-        """Its first word, also inside brackets."""
-        return next((word for word in self.words if word != "("), "(")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
@@ -1157,14 +1152,14 @@ GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 # are one: also the second half of an E'…' has backslashes.
 SPACE = r"[ \t\n\r\f\v]"
 ESCAPED = r"'(?:[^'\\]|\\.|'')*+'"
-APART = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
+ACROSS_LINES = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
 BEYOND = r"[^\x00-\x7f]"  # a range up to U+10FFFF takes Python 2 ms to compile
 TAG = f"(?:(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_]|{BEYOND})*+)?"
 SQL_TOKEN = re.compile(
     rf"""(?P<space>{SPACE}++)
       | (?P<comment>--[^\n\r]*+)
       | (?P<block>/\*)
-      | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
+      | (?P<quoted>[eE]{ESCAPED}(?:(?:{ACROSS_LINES}){ESCAPED})*+(?!(?:{ACROSS_LINES})')
         | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
       | (?P<open>[eE]?['"]|\${TAG}\$|\\)
       | (?P<word>(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_$]|{BEYOND})*+
@@ -1271,7 +1266,8 @@ CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 
 def statement_fault(statement: Statement, is_last: bool) -> Text | None:
     """Why a statement has no place in a query file; None if it has."""
-    words, command = statement.words, statement.command
+    words = statement.words
+    command = next((word for word in words if word != "("), "(")
     ends = command in ENDS and "TO" not in words[:4]
     returns = command in READS or (command in CHANGES and "RETURNING" in words)
     if ends or words[:2] == ("PREPARE", "TRANSACTION"):
@@ -1428,7 +1424,7 @@ def name_in(source: str) -> str:
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
     faults = []
-    for key in ("phones", "unique") if given.get("columns") else ():
+    for key in ("phones", "unique") if "columns" in given else ():
         for column in given.get(key, ()):
             if column not in given["columns"]:
                 faults.append(at(key, text("{column} is not one of columns:", column=column)))
