@@ -444,10 +444,11 @@ class Hours:
         """The first and the last start of that date; None: a day off."""
         return None if day in self.holidays else self.starts_on(day.weekday())
 
-    def slots(self, day: date) -> list[int]:
-        """The clock hours whose slots are due on that date."""
+    def slots(self, day: date) -> list[str]:
+        """The slots that are due on that date, as the ledger writes them."""
         starts = self.starts_of(day)
-        return list(range(starts[0].hour, starts[1].hour + 1)) if starts else []
+        hours = range(starts[0].hour, starts[1].hour + 1) if starts else ()
+        return [f"{day} {hour:02}:00" for hour in hours]
 
     def inside(self, now: datetime) -> bool:
         """Whether now is inside. The last start names a slot: with 20:00, 20:59 is still inside."""
@@ -1343,7 +1344,7 @@ def meant_as_directive(comment: Comment) -> Text | None:
     line = printable(comment.text, " ").removesuffix("*/")
     line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
-    for joints in range(4):
+    for joints in range(4):  # the longest key has two, and a typing error adds one
         if found := re.fullmatch(HEAD % joints, line):
             written = re.sub(BETWEEN, "_", found[1].lower())
             for key in DIRECTIVES:
@@ -1483,8 +1484,7 @@ def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
             else:
                 file = printable(path.name, "?")
                 notes.append(text("{file} is not read: {why}", file=file, why=why))
-    sound_or_not = tuple(without_clashes(queries, settings.sftp_staging_dir))
-    files = QueryFiles(sound_or_not, tuple(notes))
+    files = QueryFiles(tuple(without_clashes(queries, settings.sftp_staging_dir)), tuple(notes))
     if not files.campaigns:
         told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
         faults = [fault for query in files.broken for fault in query.told]
@@ -5942,15 +5942,10 @@ def troubles_of(past: Past, now: datetime) -> list[Trouble]:
     return troubles
 
 
-def slots_of(hours: Hours, day: date) -> list[str]:
-    """The slots of a day, as the ledger writes them."""
-    return [f"{day} {hour:02}:00" for hour in hours.slots(day)]
-
-
 def due_after(served: str, hours: Hours, now: datetime) -> list[str]:
     """The slots due after the one that was served, in the weeks before now and those to come."""
     days = (now.date() + timedelta(days=offset) for offset in range(-PAGE_DAYS, PAGE_DAYS + 1))
-    slots = itertools.chain.from_iterable(slots_of(hours, day) for day in days)
+    slots = itertools.chain.from_iterable(hours.slots(day) for day in days)
     return [slot for slot in slots if slot > served]
 
 
@@ -5986,8 +5981,8 @@ class DayGrid:
         new, or is run by another PC, has missed nothing. Outside the hours: only what was sent.
         """
         today, current = self.now.date(), slot_of(self.now)
-        regular = {*slots_of(self.hours, today)}
-        due = {item.name: regular & {*slots_of(item.hours, today)} for item in self.campaigns}
+        regular = {*self.hours.slots(today)}
+        due = {item.name: regular & {*item.hours.slots(today)} for item in self.campaigns}
         telling = telling_entries(self.past.mailings)
         sent = [key for key in telling if key[1][:10] == current[:10]]
         first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}

@@ -505,7 +505,7 @@ def test_hours_may_differ_by_weekday(moment: str, inside: bool) -> None:
     ],
 )
 def test_the_slots_of_a_day_are_the_hours_that_are_inside_at_some_minute(day: str, slots: list[int]) -> None:
-    assert BY_DAY.slots(date.fromisoformat(day)) == slots
+    assert BY_DAY.slots(date.fromisoformat(day)) == [f"{day} {hour:02}:00" for hour in slots]
     found = [hour for hour in range(24) if BY_DAY.inside(datetime.fromisoformat(f"{day} {hour:02}:59"))]
     assert found == slots
 
