@@ -88,7 +88,7 @@ import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
@@ -296,9 +296,13 @@ class SettingsFault(PipelineError):
     exit_code = ExitCode.USAGE
 
     def __init__(
-        self, *faults: Text, hint: Text | None = None, settings: Settings | None = None
+        self,
+        *faults: Text,
+        hint: Text | None = None,
+        tries: int = NEVER,
+        settings: Settings | None = None,
     ) -> None:
-        super().__init__(faults[0], hint)
+        super().__init__(faults[0], hint, tries=tries)
         self.more, self.settings = faults[1:], settings
 
     def __str__(self) -> str:
@@ -440,10 +444,11 @@ class Hours:
         """The first and the last start of that date; None: a day off."""
         return None if day in self.holidays else self.starts_on(day.weekday())
 
-    def slots(self, day: date) -> list[int]:
-        """The clock hours whose slots are due on that date."""
+    def slots(self, day: date) -> list[str]:
+        """The slots that are due on that date, as the ledger writes them."""
         starts = self.starts_of(day)
-        return list(range(starts[0].hour, starts[1].hour + 1)) if starts else []
+        hours = range(starts[0].hour, starts[1].hour + 1) if starts else ()
+        return [f"{day} {hour:02}:00" for hour in hours]
 
     def inside(self, now: datetime) -> bool:
         """Whether now is inside. The last start names a slot: with 20:00, 20:59 is still inside."""
@@ -489,31 +494,27 @@ class Stop:
 
     def __init__(self, clock: Clock, minutes: float) -> None:
         self.clock, self.seconds = clock, minutes * 60
-        told = "the run's deadline of {minutes} minutes has passed"
-        self.passed = text(told, minutes=f"{minutes:g}")
         self.start, self._steady_start = clock.now(), clock.steady_s()
-        self._event, self._reason = threading.Event(), text("the run was stopped")
+        told = text("the run's deadline of {minutes} minutes has passed", minutes=f"{minutes:g}")
+        hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
+        self._event, self._why = threading.Event(), (told, hint)
 
     def left_s(self) -> float:
         """Seconds until the run must be over; negative after it."""
         wall_s = (self.clock.now() - self.start).total_seconds()
         return self.seconds - max(wall_s, self.clock.steady_s() - self._steady_start)
 
-    def end(self, reason: Text) -> None:
-        """End every wait of the run with Stopped(reason)."""
-        self._reason = reason
+    def end(self, reason: Text | None = None) -> None:
+        """End every wait of the run, for that reason or for its deadline."""
+        if reason:
+            self._why = reason, text("the next run starts afresh; nothing old is sent")
         self._event.set()
 
     @property
     def error(self) -> Stopped | None:
         """Why the run must not go on; None while it may."""
-        if self._event.is_set():
-            afresh = text("the next run starts afresh; nothing old is sent")
-            return Stopped(self._reason, afresh)
-        if self.left_s() > 0:
-            return None
-        hint = text("see in the log what took so long; RUN_DEADLINE_MINUTES is the limit")
-        return Stopped(self.passed, hint)
+        is_over = self._event.is_set() or self.left_s() <= 0
+        return Stopped(*self._why) if is_over else None
 
     def check(self) -> None:
         """Raise Stopped if the run must not go on."""
@@ -582,7 +583,6 @@ def retry(action: Callable[[], T], policy: RetryPolicy, stop: Stop, who: str) ->
 # Settings: config.env and the environment -> Settings, or every fault at once
 # -------------------------------------------------------------------------------------------------
 
-DAY_NAMES = tuple(map(str, DAYS))
 ENCODINGS = ("utf-8", "utf-8-sig", "cp1252", "latin-1")
 LANGUAGES = ("en", "pt")
 # libpq reads these from the environment alone; every other PG* name is a connection option of its.
@@ -655,7 +655,6 @@ def one_of(*words: str, **meanings: Any) -> Parser:
 
 
 yes_no = one_of(yes=True, no=False)
-newline = one_of(crlf="\r\n", lf="\n")
 
 
 def one_character(written: str) -> str:
@@ -666,8 +665,8 @@ def one_character(written: str) -> str:
     return written
 
 
-DAY_RUNS = {name: {day} for day, name in enumerate(DAY_NAMES)} | {
-    f"{DAY_NAMES[first]}-{DAY_NAMES[last]}": {*range(first, last + 1)}
+DAY_RUNS = {str(name): {day} for day, name in enumerate(DAYS)} | {
+    f"{DAYS[first]}-{DAYS[last]}": {*range(first, last + 1)}
     for first, last in itertools.combinations_with_replacement(range(7), 2)
 }
 
@@ -715,6 +714,7 @@ def remote_path(written: str) -> PurePosixPath:
     return PurePosixPath(re.sub("^/+", "/", written))  # two would make another path of one folder
 
 
+USUAL_NAME = "mailing_{campaign}_%d-%m_%H-%M.csv"
 MAILING_ENDINGS = (".csv", ".txt")
 # What Windows takes for a device is no name of a file, whatever its ending.
 LEGAL_NAME = re.compile(
@@ -730,15 +730,15 @@ def file_name_pattern(written: str, campaign: str = "campaign") -> str:
     Its ending tells a mailing from what else lies in the output folder. Many dialers overlook a
     name that begins with a dot.
     """
+    some_time = datetime(2026, 12, 22, 10).astimezone()
+    visible(written)
     try:
-        some_time = datetime(2026, 12, 22, 10).astimezone()
-        sample = render_file_name(visible(written), campaign, some_time)
+        sample = render_file_name(written, campaign, some_time)
     except ValueError:  # UnicodeError, and on Windows a code that its strftime lacks
         sample = ""
     is_mailing = sample.lower().endswith(MAILING_ENDINGS) and not sample.startswith(".")
     told = "must give a legal file name that ends in .csv or .txt, such as {example}"
-    example = "mailing_{campaign}_%d-%m_%H-%M.csv"
-    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=example))
+    insist(is_mailing and LEGAL_NAME.fullmatch(sample), text(told, example=USUAL_NAME))
     told = "must hold {{campaign}} or the hour (%H), so that two mailings do not share a name"
     insist("{campaign}" in written or "%H" in written, text(told))
     return written
@@ -776,6 +776,16 @@ def connection_string(written: str) -> Mapping[str, str]:
         raise Wrong(text(told)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class CsvFormat:
+    """How a mailing is written."""
+
+    delimiter: str
+    encoding: str
+    header: bool
+    newline: str
+
+
 def setting(default: str, parse: Parser = str, *, secret: bool = False) -> Any:
     """One line of config.env; its key is the field's name in capitals."""
     return field(repr=not secret, metadata={"default": default, "parse": parse})
@@ -804,11 +814,11 @@ class Settings:
     queries_dir: str = setting("queries", visible)
     output_dir: str = setting("output", visible)
     log_dir: str = setting("logs", visible)
-    file_name: str = setting("mailing_{campaign}_%d-%m_%H-%M.csv", file_name_pattern)
+    file_name: str = setting(USUAL_NAME, file_name_pattern)
     csv_delimiter: str = setting(";", one_character)
     csv_encoding: str = setting("utf-8", one_of(*ENCODINGS))
     csv_header: bool = setting("yes", yes_no)
-    csv_newline: str = setting("crlf", newline)
+    csv_newline: str = setting("crlf", one_of(crlf="\r\n", lf="\n"))
     run_days: frozenset[int] = setting("mon-sat", weekdays)
     run_hours: Starts = setting("08:00-20:00", start_times)
     holidays: frozenset[date] = setting("", dates)
@@ -859,6 +869,10 @@ class Settings:
     @property
     def hours(self) -> Hours:
         return Hours(self.run_days, self.run_hours, self.holidays)
+
+    @property
+    def csv(self) -> CsvFormat:
+        return CsvFormat(self.csv_delimiter, self.csv_encoding, self.csv_header, self.csv_newline)
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -1013,27 +1027,12 @@ def line_fault(line: str, binding: Binding) -> Text | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CsvFormat:
-    """How a mailing is written."""
-
-    delimiter: str
-    encoding: str
-    header: bool
-    newline: str
-
-
-@dataclass(frozen=True, slots=True)
 class Statement:
     """One SQL statement; its words are those outside quotes and comments, in capitals."""
 
     text: str
     line: int
     words: tuple[str, ...]
-
-    @property
-    def command(self) -> str:
-        """Its first word, also inside brackets."""
-        return next((word for word in self.words if word != "("), "(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1117,8 +1116,19 @@ def percent(written: str) -> int:
     return int(written.rstrip("% \t"))
 
 
-# A query file's own settings. Those whose names are fields of Campaign with a default are handed on
-# as they are; the others stand in for settings.
+# Directives that stand in for a setting, by its field, and are written as it is.
+STAND_INS = {
+    "hours": "run_hours",
+    "days": "run_days",
+    "timeout": "query_timeout_seconds",
+    "delimiter": "csv_delimiter",
+    "encoding": "csv_encoding",
+    "header": "csv_header",
+    "newline": "csv_newline",
+    "file_name": "file_name",
+    "pickup": "pickup_timeout_seconds",
+}
+# A query file's own settings; the others but the first two are fields of Campaign.
 DIRECTIVES: dict[str, Parser] = {
     "campaign": campaign_name,
     "folder": remote_path,
@@ -1128,20 +1138,11 @@ DIRECTIVES: dict[str, Parser] = {
     "min_rows": whole_number(0, 100_000_000),
     "max_rows": whole_number(1, 100_000_000),
     "max_drop": percent,
-    "hours": start_times,
-    "days": weekdays,
-    "timeout": whole_number(1, 86400),
-    "delimiter": one_character,
-    "encoding": one_of(*ENCODINGS),
-    "header": yes_no,
-    "newline": newline,
-    "file_name": file_name_pattern,
     "read_only": yes_no,
     "enabled": yes_no,
-    "pickup": whole_number(0, 3600),
     "pickup_error_folder": remote_path,
+    **{key: SETTING_FIELDS[name.upper()].metadata["parse"] for key, name in STAND_INS.items()},
 }
-AS_GIVEN = {item.name for item in fields(Campaign) if item.default is not MISSING}
 # Without them a wrong mailing goes out. What a guard refuses is an objection: see Guards.
 GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 
@@ -1152,14 +1153,14 @@ GUARDS = tuple(key for key in DIRECTIVES if key.startswith(("min_", "max_")))
 # are one: also the second half of an E'…' has backslashes.
 SPACE = r"[ \t\n\r\f\v]"
 ESCAPED = r"'(?:[^'\\]|\\.|'')*+'"
-APART = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
+ACROSS_LINES = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:" + SPACE + r"|--[^\n\r]*+[\n\r])*+"
 BEYOND = r"[^\x00-\x7f]"  # a range up to U+10FFFF takes Python 2 ms to compile
 TAG = f"(?:(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_]|{BEYOND})*+)?"
 SQL_TOKEN = re.compile(
     rf"""(?P<space>{SPACE}++)
       | (?P<comment>--[^\n\r]*+)
       | (?P<block>/\*)
-      | (?P<quoted>[eE]{ESCAPED}(?:(?:{APART}){ESCAPED})*+(?!(?:{APART})')
+      | (?P<quoted>[eE]{ESCAPED}(?:(?:{ACROSS_LINES}){ESCAPED})*+(?!(?:{ACROSS_LINES})')
         | '(?:[^']|'')*+' | "(?:[^"]|"")*+" | \$(?P<tag>{TAG})\$.*?\$(?P=tag)\$)
       | (?P<open>[eE]?['"]|\${TAG}\$|\\)
       | (?P<word>(?:[A-Za-z_]|{BEYOND})(?:[A-Za-z0-9_$]|{BEYOND})*+
@@ -1266,7 +1267,8 @@ CHANGES = ("INSERT", "UPDATE", "DELETE", "MERGE")
 
 def statement_fault(statement: Statement, is_last: bool) -> Text | None:
     """Why a statement has no place in a query file; None if it has."""
-    words, command = statement.words, statement.command
+    words = statement.words
+    command = next((word for word in words if word != "("), "(")
     ends = command in ENDS and "TO" not in words[:4]
     returns = command in READS or (command in CHANGES and "RETURNING" in words)
     if ends or words[:2] == ("PREPARE", "TRANSACTION"):
@@ -1329,24 +1331,12 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
             fault = at(key, wrong) if wrong else None
         if fault:
             faults.append(at_line(comment.line, fault))
-    return found, faults
+    return {key: value for key, value in found.items() if value is not None}, faults
 
 
-@functools.cache  # most files have no comment that it is asked about, and it takes 2 ms
-def meant(key: str) -> re.Pattern[str]:
-    """A comment that begins with that key, or with what one typing error makes of it.
-
-    That is a letter too many, wrong or missing, or two that changed places; blanks, dots and
-    dashes stand for _. Its groups: the key as it is written, the separator, the value.
-    """
-    gap = r"[\s._-]++"
-    written = key
-    for end in range(len(key) + 1):
-        head, rest = key[:end], key[end:]
-        written += f"|{head}.{rest}|{head}.??{rest[1:]}|{head}{rest[1::-1]}{rest[2:]}"
-    written = written.translate({ord("_"): gap, ord("."): rf"(?:[^\W_]|{gap})"})
-    marks = r"[\"'`\])}*_.]*+\s*+(?!::)"
-    return re.compile(rf"(?i)({written})(?![^\W_]){marks}((?:[:=>–—-]\s*)*)(.*)")
+BETWEEN = r"[\s._-]+"  # the words of a key
+# A key of so many words, as it is written; what ends it; the separator; the value.
+HEAD = rf"([^\W_]++(?:{BETWEEN}[^\W_]++){{%d}})[\"'`\])}}*_.]*+\s*+(?!::)((?:[:=>–—-]\s*)*)(.*)"
 
 
 def meant_as_directive(comment: Comment) -> Text | None:
@@ -1354,11 +1344,23 @@ def meant_as_directive(comment: Comment) -> Text | None:
     line = printable(comment.text, " ").removesuffix("*/")
     line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
-    for key in DIRECTIVES:
-        found = meant(key).fullmatch(line)
-        if found and is_meant(key, comment.leads, *found.groups()):
-            return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
+    for joints in range(4):  # the longest key has two, and a typing error adds one
+        if found := re.fullmatch(HEAD % joints, line):
+            written = re.sub(BETWEEN, "_", found[1].lower())
+            for key in DIRECTIVES:
+                if is_nearly(written, key) and is_meant(key, comment.leads, *found.groups()):
+                    return at(found[1], text("has no effect so; write '-- {key}: …'", key=key))
     return None
+
+
+def is_nearly(written: str, key: str) -> bool:
+    """Whether that is the key, or what one typing error makes of it.
+
+    A letter too many, wrong or missing, or two that changed places.
+    """
+    while key and written[:1] == key[:1]:
+        written, key = written[1:], key[1:]
+    return written in (key[1:], key[1::-1] + key[2:]) or written[1:] in (key, key[1:])
 
 
 def is_meant(key: str, leads: bool, written: str, separator: str, value: str) -> bool:
@@ -1383,39 +1385,35 @@ def is_meant(key: str, leads: bool, written: str, separator: str, value: str) ->
 def parse_campaign(source: str, sql: str, settings: Settings) -> Query:
     """A query file as a Campaign, or every fault of it; source is its file name."""
     given, faults = parse_directives(sql)
-    name = given.get("campaign") or name_in(source)
-    file_name = given.get("file_name") or settings.file_name
-    days, starts = given.get("days"), given.get("hours")
-    keys = "days:" if days else "RUN_DAYS", "hours:" if starts else "RUN_HOURS"
-    starts = starts or settings.run_hours
-    hours = Hours(days or settings.run_days, starts, settings.holidays, keys)
+    keys = "days:" if "days" in given else "RUN_DAYS", "hours:" if "hours" in given else "RUN_HOURS"
+    own = {name: given.pop(key) for key, name in STAND_INS.items() if key in given}
+    settings = dataclass_replace(settings, **own)
+    hours = dataclass_replace(settings.hours, keys=keys)
+    name = given.pop("campaign", name_in(source))
+    folder = settings.sftp_base_dir / given.pop("folder", name)
     statements, unsplit = attempt(split_statements, sql)
     if fault := attempt(campaign_name, name)[1]:
         faults.append(at("campaign", fault))
-    if fault := attempt(file_name_pattern, file_name, name)[1]:
+    if fault := attempt(file_name_pattern, settings.file_name, name)[1]:
         faults.append(at("file_name", fault))
     if hours.fault and (keys == ("days:", "hours:") or not hours.told()):
         faults.append(at("hours", hours.fault))
     faults += column_faults(given)
     faults += [unsplit] if unsplit else statement_faults(statements or [])
     if faults or not statements:
-        return BrokenQuery(source, name, tuple(faults), given.get("enabled") is not False)
-
-    csv = {}
-    for key in ("delimiter", "encoding", "header", "newline"):
-        csv[key] = given.get(key, getattr(settings, f"csv_{key}"))
+        return BrokenQuery(source, name, tuple(faults), given.get("enabled", True))
     return Campaign(
         name=name,
         source=source,
         prelude=tuple(statements[:-1]),
         select=statements[-1],
-        folder=settings.sftp_base_dir / given.get("folder", name),
+        folder=folder,
         hours=hours,
-        timeout_s=given.get("timeout", settings.query_timeout_seconds),
-        csv=CsvFormat(**csv),
-        file_name=file_name,
-        pickup_s=given.get("pickup", settings.pickup_timeout_seconds),
-        **{key: value for key, value in given.items() if key in AS_GIVEN},
+        timeout_s=settings.query_timeout_seconds,
+        csv=settings.csv,
+        file_name=settings.file_name,
+        pickup_s=settings.pickup_timeout_seconds,
+        **given,
     )
 
 
@@ -1427,8 +1425,8 @@ def name_in(source: str) -> str:
 def column_faults(given: Mapping[str, Any]) -> list[Text]:
     """The columns that phones: and unique: name and columns: does not."""
     faults = []
-    for key in ("phones", "unique") if given.get("columns") else ():
-        for column in given.get(key) or ():
+    for key in ("phones", "unique") if "columns" in given else ():
+        for column in given.get(key, ()):
             if column not in given["columns"]:
                 faults.append(at(key, text("{column} is not one of columns:", column=column)))
     return faults
@@ -1486,8 +1484,7 @@ def load_campaigns(folder: Path, settings: Settings) -> QueryFiles:
             else:
                 file = printable(path.name, "?")
                 notes.append(text("{file} is not read: {why}", file=file, why=why))
-    sound_or_not = tuple(without_clashes(queries, settings.sftp_staging_dir))
-    files = QueryFiles(sound_or_not, tuple(notes))
+    files = QueryFiles(tuple(without_clashes(queries, settings.sftp_staging_dir)), tuple(notes))
     if not files.campaigns:
         told = "{folder}: no query file that can be used; one for each campaign (QUERIES_DIR)"
         faults = [fault for query in files.broken for fault in query.told]
@@ -2096,9 +2093,7 @@ class SharedLedger(Ledger):
                 self._check_clock()
         except PipelineError as error:
             self.close()
-            fault = SettingsFault(*error.lines)
-            fault.tries = error.tries
-            raise fault from None
+            raise SettingsFault(*error.lines, tries=error.tries) from None
         threading.Thread(target=self._beat, name="ledger", daemon=True).start()
 
     def close(self) -> None:
@@ -5439,7 +5434,7 @@ def watchdog(stop: Stop, drops: DropFolders) -> Iterator[None]:
             if stop.left_s() > 0:
                 continue
             log.error(text("the run's deadline has passed: ending it"))
-            stop.end(stop.passed)
+            stop.end()
             if over.wait(INTERRUPT_GRACE_S):  # who notices removes its temp
                 return
             drops.shut()
@@ -5947,15 +5942,10 @@ def troubles_of(past: Past, now: datetime) -> list[Trouble]:
     return troubles
 
 
-def slots_of(hours: Hours, day: date) -> list[str]:
-    """The slots of a day, as the ledger writes them."""
-    return [f"{day} {hour:02}:00" for hour in hours.slots(day)]
-
-
 def due_after(served: str, hours: Hours, now: datetime) -> list[str]:
     """The slots due after the one that was served, in the weeks before now and those to come."""
     days = (now.date() + timedelta(days=offset) for offset in range(-PAGE_DAYS, PAGE_DAYS + 1))
-    slots = itertools.chain.from_iterable(slots_of(hours, day) for day in days)
+    slots = itertools.chain.from_iterable(hours.slots(day) for day in days)
     return [slot for slot in slots if slot > served]
 
 
@@ -5991,8 +5981,8 @@ class DayGrid:
         new, or is run by another PC, has missed nothing. Outside the hours: only what was sent.
         """
         today, current = self.now.date(), slot_of(self.now)
-        regular = {*slots_of(self.hours, today)}
-        due = {item.name: regular & {*slots_of(item.hours, today)} for item in self.campaigns}
+        regular = {*self.hours.slots(today)}
+        due = {item.name: regular & {*item.hours.slots(today)} for item in self.campaigns}
         telling = telling_entries(self.past.mailings)
         sent = [key for key in telling if key[1][:10] == current[:10]]
         first = {entry.campaign: entry.slot for entry in reversed(self.past.mailings)}

@@ -906,6 +906,17 @@ def test_a_clock_that_is_set_back_does_not_lengthen_the_run() -> None:
     assert stop.left_s() < 0
 
 
+def test_the_deadline_says_the_same_whoever_notices_it_first() -> None:
+    """The watchdog, which ends the waits of the others, or the one who waits."""
+    clock = FakeClock(frozen=True)
+    stop = Stop(clock, 2)
+    clock.advance(121)
+    noticed = stop.error
+    stop.end()
+    assert noticed and stop.error and noticed.lines == stop.error.lines
+    assert "RUN_DEADLINE_MINUTES" in str(noticed.hint)
+
+
 def test_the_retry_settings_are_used(stage: Stage) -> None:
     """Of a run: as many attempts and as long pauses as config.env says."""
     stage.settings(SFTP_PORT=free_port(), RETRY_ATTEMPTS=4, RETRY_FIRST_SECONDS=3, RETRY_MAX_SECONDS=10)

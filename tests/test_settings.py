@@ -204,6 +204,13 @@ def test_other_bad_values_are_faults_too(key: str, bad: str, folder: Path) -> No
     assert f"{key}: " in fault
 
 
+@pytest.mark.parametrize("key", ["SFTP_HOST", "OUTPUT_DIR", "FILE_NAME", "SFTP_TEMP_NAME"])
+def test_a_character_that_cannot_be_seen_is_told_as_such(key: str, folder: Path) -> None:
+    """Else a name that looks right is called illegal."""
+    (fault,) = faults(folder, f"{key}='a_{{campaign}}\u200b_{{id}}_%H.csv'\n")
+    assert fault == f"config.env: {key}: holds a character that cannot be seen; type it anew"
+
+
 def test_every_fault_is_reported_at_once_with_its_line_or_key(folder: Path) -> None:
     text = f"# comment\nSFTP_PORT=x\nnonsense\nSFTP_HOTS=a\nCSV_HEADER={CANARY}\nSFTP_PORT=1\nPGHOSTT=b\n"
     found = faults(folder, text, sends=True)
@@ -498,7 +505,7 @@ def test_hours_may_differ_by_weekday(moment: str, inside: bool) -> None:
     ],
 )
 def test_the_slots_of_a_day_are_the_hours_that_are_inside_at_some_minute(day: str, slots: list[int]) -> None:
-    assert BY_DAY.slots(date.fromisoformat(day)) == slots
+    assert BY_DAY.slots(date.fromisoformat(day)) == [f"{day} {hour:02}:00" for hour in slots]
     found = [hour for hour in range(24) if BY_DAY.inside(datetime.fromisoformat(f"{day} {hour:02}:59"))]
     assert found == slots
 
