@@ -2367,6 +2367,7 @@ class Pool(Generic[T]):
         self.made = 0  # in use and free
         self._free: list[T] = []
         self._most = MOST  # what the server grants, as far as we know
+        self._why: Text | None = None  # it grants no more, if that is to be told yet
 
     def take(self, make: Callable[[], T]) -> T:
         """One for this thread alone, until given back.
@@ -2379,38 +2380,48 @@ class Pool(Generic[T]):
                     self.changed.wait(0.5)
                     self.stop.check()
                 if self._free:
+                    self._tell_turns()
                     return self._free.pop()
                 self.made += 1
             try:
                 return make()
             except BaseException as error:
-                self.give_back(None)
-                others = self.made
-                if not (isinstance(error, PipelineError) and error.scarce and others):
-                    raise
-                self._most = others
-                template = (
-                    "the server grants no more than {count} {what}, mailings take turns: {reason}"
-                )
-                log.warning(text(template, count=others, what=self.what, reason=error.message))
+                with self.changed:
+                    self._lose(1)
+                    if not (isinstance(error, PipelineError) and error.scarce and self.made):
+                        raise
+                    self._most, self._why = self.made, error.message
+
+    def _tell_turns(self) -> None:
+        """Not before one is taken in turn: the others may all be in the middle of being refused."""
+        if self._why:
+            template = (
+                "the server grants no more than {count} {what}, mailings take turns: {reason}"
+            )
+            log.warning(text(template, count=self._most, what=self.what, reason=self._why))
+            self._why = None
 
     def give_back(self, item: T | None) -> None:
-        """For the next one; None: it broke, or none could be made."""
+        """For the next one; None: it broke."""
         with self.changed:
             if item is None:
-                self.made -= 1
+                self._lose(1)
             else:
                 self._free.append(item)
-            self.changed.notify_all()
+                self.changed.notify_all()
 
     def empty(self) -> list[T]:
         """Those that nobody uses, which are not handed out any more."""
         with self.changed:
             free, self._free = self._free, []
-            self.made -= len(free)
-            if not self.made:  # a new connection may be granted more
-                self._most = MOST
+            self._lose(len(free))
             return free
+
+    def _lose(self, count: int) -> None:
+        self.made -= count
+        if not self.made:  # a new connection may be granted more
+            self._most, self._why = MOST, None
+        self.changed.notify_all()
 
 
 CANCEL_TIMEOUT_S = 3
