@@ -2090,7 +2090,8 @@ class SharedLedger(Ledger):
         self._limit_s = 0.0  # by when PostgreSQL must have answered
         try:
             if self._value("to_regclass('mailings')") is None:
-                self._execute(SHARED_LEDGER_SQL, ())
+                # who looks sees empty tables, which go with the session
+                self._execute(("BEGIN;" if looks else "") + SHARED_LEDGER_SQL, ())
             self._check_version()
             if not looks:
                 self._check_clock()
