@@ -1573,11 +1573,8 @@ class State(StrEnum):
     # its temp is being removed: after a rename, or an upload, that nobody could look after
     WITHDRAWING = "withdrawing"
     DELIVERED = "delivered", "+", "green"
-    IN_DOUBT = (
-        "in doubt",
-        "?",
-        "bold magenta",
-    )  # nobody can tell whether the dialer has it: never sent again
+    # nobody can tell whether the dialer has it: never sent again
+    IN_DOUBT = "in doubt", "?", "bold magenta"
     EMPTY = "empty", "0", "cyan"
     HELD = "held", "H", "yellow"
     FAILED = "failed", "X", "bold red"
@@ -1757,17 +1754,19 @@ CREATE TABLE IF NOT EXISTS runs (
     changed TEXT NOT NULL
 );
 """
-# What version 1 noted: runs were mailings without a campaign, temps stood in one column, a line
-# each.
-LEDGER_FROM_1 = """
+# By the version that is found. In the first one runs were mailings without a campaign, and temps
+# stood in one column, a line each.
+LEDGER_UPDATES = {
+    1: """
 ALTER TABLE mailings RENAME TO old_mailings;
 DROP INDEX IF EXISTS at_most_once;
 DROP INDEX IF EXISTS by_file;
-"""
-LEDGER_FROM_2 = """
+""",
+    2: """
 ALTER TABLE mailings ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
-"""
+""",
+}
 
 
 class Ledger:
@@ -1785,60 +1784,58 @@ class Ledger:
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
         self._lock = threading.RLock()
-        undo = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path, timeout=10, isolation_level=None, check_same_thread=False
-            )
-            undo.callback(self._db.close)
-            self._db.row_factory = sqlite3.Row
-            # The commit itself is synced, in a quarter of the time: DELETE leaves the folder's entry
-            # to the system, and a power failure can undo what was noted (sqlite.org, synchronous).
-            self._db.execute("PRAGMA journal_mode=PERSIST")
-            self._db.execute("PRAGMA synchronous=FULL")
-            sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
-            if sound == "ok":
+            with contextlib.ExitStack() as undo:
+                self._db = sqlite3.connect(
+                    path, timeout=10, isolation_level=None, check_same_thread=False
+                )
+                undo.callback(self._db.close)
+                self._db.row_factory = sqlite3.Row
+                # The commit itself is synced, in a quarter of the time: DELETE leaves the folder's entry
+                # to the system, and a power failure can undo what was noted (sqlite.org, synchronous).
+                self._pragma("journal_mode = PERSIST")
+                self._pragma("synchronous = FULL")
+                if (damage := self._pragma("quick_check")) != "ok":
+                    raise sqlite3.DatabaseError(damage)
                 self._prepare(looks)
+                undo.pop_all()
         except (sqlite3.Error, OSError) as error:
-            sound = foreign(error)
-        if sound != "ok":
-            undo.close()
             raise SettingsFault(
                 text(
                     "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make the file "
                     "writable and close other programs that hold it; if it is damaged, restore it or move it away "
                     "with the CSVs beside it",
                     path=path,
-                    reason=sound,
+                    reason=foreign(error),
                 )
-            )
+            ) from None
+
+    def _pragma(self, asked: str) -> Any:
+        row = self._db.execute(f"PRAGMA {asked}").fetchone()
+        return row and row[0]
 
     def _prepare(self, looks: bool) -> None:
         """Make the tables, or take over those of an older version.
 
         A read-only or full disk shows here.
         """
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'mailings'")
-        is_new = not tables.fetchone()
-        if is_new and self.path != IN_MEMORY:
+        version = self._pragma("user_version")
+        if not version and self.path != IN_MEMORY:
             self._refuse_beside_mailings()
         if version > LEDGER_VERSION:
             raise SettingsFault(
                 text("{path}: the ledger is of a newer version of this program", path=self.path)
             )
-        if looks and not is_new and version == LEDGER_VERSION:
+        if looks and version == LEDGER_VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
-        # another program may have been first
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        update = {1: LEDGER_FROM_1, 2: LEDGER_FROM_2}.get(version, "") if not is_new else ""
-        for statement in (update + LEDGER_SQL).split(";"):
+        version = self._pragma("user_version")  # another program may have been first
+        for statement in (LEDGER_UPDATES.get(version, "") + LEDGER_SQL).split(";"):
             self._db.execute(statement)
-        if update == LEDGER_FROM_1:
+        if version == 1:
             self._take_over()
-        self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        self._pragma(f"user_version = {LEDGER_VERSION}")
         self._db.execute("COMMIT")
 
     def _refuse_beside_mailings(self) -> None:
@@ -1860,7 +1857,7 @@ class Ledger:
         unused_ids = itertools.count(-1, -1)
         for row in self._db.execute("SELECT * FROM old_mailings ORDER BY id").fetchall():
             if row["campaign"]:
-                self._take_over_mailing(row, unused_ids)
+                self._take_over_mailing(dict(row), unused_ids)
             else:
                 code = ExitCode.OK if row["state"] == "done" else ExitCode.PARTIAL
                 started = row["file"] != "fault"
@@ -1868,23 +1865,23 @@ class Ledger:
                 self._insert("runs", told | {"exit_code": code, "started": started})
         self._db.execute("DROP TABLE old_mailings")
 
-    def _take_over_mailing(self, row: sqlite3.Row, unused_ids: Iterator[int]) -> None:
-        old = dict(row)
-        state = "claimed" if old["state"] == "started" else old["state"]
-        pickup = old["pickup"]
-        if state == "publishing" and pickup:
-            state, pickup = "withdrawing", ""
-        kind = next((kind for kind in Pickup if kind and pickup.startswith(kind)), Pickup.UNWATCHED)
-        at = pickup.rpartition(" ")[2] if kind is Pickup.TAKEN else ""
-        *earlier, last = old["temp"].split("\n")
-        told = {name: value for name, value in old.items() if name not in ("temp", "pickup")}
-        told["message"] = told["message"] or (pickup if kind in TROUBLED_PICKUPS else "")
-        now = {"state": state, "pickup": kind, "picked_up": at}
-        self._insert("mailings", told | now | temp_columns(last))
+    def _take_over_mailing(self, entry: dict[str, Any], unused_ids: Iterator[int]) -> None:
+        *earlier, last = entry.pop("temp").split("\n")
+        pickup = entry.pop("pickup")
         # one more entry for each, or nobody would ever remove it; of no slot: none shows it
         for temp in earlier:
             unseen = {"id": next(unused_ids), "state": State.EMPTY, "slot": "", "file": ""}
-            self._insert("mailings", told | unseen | temp_columns(temp))
+            self._insert("mailings", entry | unseen | temp_columns(temp))
+        if entry["state"] == "started":
+            entry["state"] = State.CLAIMED
+        elif entry["state"] == State.PUBLISHING and pickup:
+            entry["state"], pickup = State.WITHDRAWING, ""
+        kind = next(kind for kind in reversed(Pickup) if pickup.startswith(kind))
+        if kind is Pickup.TAKEN:
+            entry["picked_up"] = pickup.rpartition(" ")[2]
+        elif kind in TROUBLED_PICKUPS:
+            entry["message"] = entry["message"] or pickup
+        self._insert("mailings", entry | {"pickup": kind} | temp_columns(last))
 
     def close(self) -> None:
         self._db.close()
