@@ -2084,7 +2084,6 @@ class SharedLedger(Ledger):
         )
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._session: psycopg.Connection[dict[str, Any]] | None = None
-        self._limit_s = 0.0  # by when PostgreSQL must have answered
         try:
             if self._value("to_regclass('mailings')") is None:
                 # who looks sees empty tables, which go with the session
@@ -2145,10 +2144,8 @@ class SharedLedger(Ledger):
 
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
-        now, theirs_s = (
-            self.clock.now(),
-            self._value("extract(epoch FROM clock_timestamp())::float"),
-        )
+        now = self.clock.now()
+        theirs_s = self._value("extract(epoch FROM clock_timestamp())::float")
         wrong_s = round(now.timestamp() - theirs_s)
         if abs(wrong_s) > CLOCK_TOLERANCE_S:
             template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
@@ -2181,7 +2178,8 @@ class SharedLedger(Ledger):
         with self._lock:
             try:
                 session = self._connected()
-                self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+                limit_s = time.monotonic() + LEDGER_ANSWER_S
+                session.look = functools.partial(self._look, limit_s)  # type: ignore[attr-defined]
                 cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
@@ -2227,13 +2225,13 @@ class SharedLedger(Ledger):
         self._session = connect(
             **options, autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
-        self._session.look = self._look  # type: ignore[attr-defined]
         return self._session
 
-    def _look(self) -> None:
+    @staticmethod
+    def _look(limit_s: float) -> None:
         import psycopg
 
-        if time.monotonic() > self._limit_s:
+        if time.monotonic() > limit_s:
             raise psycopg.OperationalError("no answer in time")
 
     def _told(self, error: psycopg.Error) -> Text:
@@ -2287,15 +2285,6 @@ def temp_columns(path: str) -> dict[str, Any]:
     return {"temp": found[1] + "{id}", "temp_id": int(found[2], 16), "temps": 1} if found else {}
 
 
-LOCK_CURE = text("make OUTPUT_DIR writable, or delete this file if it is damaged")
-
-
-def lock_fault(path: Path, error: Exception) -> SettingsFault:
-    """The lock's file is of no use."""
-    template = "{path}: the lock cannot be used: {reason}; {cure}"
-    return SettingsFault(text(template, path=path, reason=foreign(error), cure=LOCK_CURE))
-
-
 @contextlib.contextmanager
 def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None]:
     """One run at a time: SQLite's write lock on a small file, which the system releases when a process dies.
@@ -2303,29 +2292,31 @@ def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None
     who describes this run for the one that finds the lock taken. Waits up to wait_s seconds, then
     raises Busy.
     """
-    until_s = clock.steady_s() + wait_s
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=0, isolation_level=None)
-    except (sqlite3.Error, OSError) as error:
-        raise lock_fault(path, error) from None
-    with contextlib.closing(db):
-        holder = ""
-        while not take_lock(db, path, who):
-            told = holder
-            with contextlib.suppress(sqlite3.Error, TypeError):
-                holder = foreign(db.execute("SELECT who FROM holder").fetchone()[0])
-            if clock.steady_s() >= until_s:
-                message = text("another run is active: {holder}", holder=holder or "?")
-                raise Busy(message, text("wait until it has ended; it delivers by itself"))
-            if not told:
-                log.info(text("waiting for another run to end: {holder}", holder=holder))
-            clock.wait(threading.Event(), 1)
+    until_s, told = clock.steady_s() + wait_s, ""
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, timeout=0, isolation_level=None)
+            held.callback(db.close)
+            while holder := other_holder(db, who):
+                if clock.steady_s() >= until_s:
+                    message = text("another run is active: {holder}", holder=holder)
+                    raise Busy(message, text("wait until it has ended; it delivers by itself"))
+                if holder != told:
+                    log.info(text("waiting for another run to end: {holder}", holder=holder))
+                    told = holder
+                clock.wait(threading.Event(), 1)
+        except (sqlite3.Error, OSError) as error:
+            template = (
+                "{path}: the lock cannot be used: {reason}; make OUTPUT_DIR writable, or delete this file "
+                "if it is damaged"
+            )
+            raise SettingsFault(text(template, path=path, reason=foreign(error))) from None
         yield
 
 
-def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
-    """Whether the lock is now ours.
+def other_holder(db: sqlite3.Connection, who: str) -> str:
+    """Whose the lock is; '': it is ours now.
 
     Readers may look while the second BEGIN IMMEDIATE holds it, so the name is committed first.
     """
@@ -2336,13 +2327,15 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
         db.execute("INSERT INTO holder VALUES (?)", (who,))
         db.execute("COMMIT")
         db.execute("BEGIN IMMEDIATE")
+        return ""
     except sqlite3.DatabaseError as error:
         if db.in_transaction:
             db.execute("ROLLBACK")
         if "locked" not in str(error):
-            raise lock_fault(path, error) from None
-        return False
-    return True
+            raise
+    with contextlib.suppress(sqlite3.Error, TypeError):
+        return foreign(db.execute("SELECT who FROM holder").fetchone()[0])
+    return "?"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2919,7 +2912,7 @@ class Database(Server):
                 if error.tries == AGAIN:
                     self._forget()
                     raise
-                self._go_alone(error.message)
+                self._go_alone(holder, error.message)
 
     def _lag_objection(self, session: Session) -> Held | None:
         """Why what this session reads is too old to call people by; None if it is not."""
@@ -2973,11 +2966,11 @@ class Database(Server):
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
             session.begin(campaign.source, campaign.read_only)
-            if campaign.read_only:
-                self._import(session)
+            snapshot = self._snapshot if campaign.read_only else ""
+            if snapshot:
+                self._import(session, snapshot)
             session.prepare(campaign)
-            shares = self._snapshot and campaign.read_only
-            if lag := self._lag if shares else self._lag_objection(session):
+            if lag := self._lag if snapshot else self._lag_objection(session):
                 raise lag
             yield session
             with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
@@ -3023,10 +3016,8 @@ class Database(Server):
             session.close()
         self._forget()
 
-    def _import(self, session: Session) -> None:
+    def _import(self, session: Session, snapshot: str) -> None:
         """Make the session see the run's snapshot; else the next try sees another one, or its own."""
-        if not (snapshot := self._snapshot):
-            return
         try:
             session.run(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         except DatabaseError as error:
@@ -3038,21 +3029,21 @@ class Database(Server):
             )
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
-    def _go_alone(self, reason: Text) -> None:
+    def _go_alone(self, holder: Session, reason: Text) -> None:
         self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
         self._snapshot = ""
-        if self._holder:
-            self._holder.close()
+        holder.close()
 
     def _give_up(self, snapshot: str, reason: Text) -> None:
         """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
-            if self._holder and self._snapshot == snapshot:
+            holder = self._holder
+            if holder and self._snapshot == snapshot:
                 try:
-                    self._holder.run("SELECT 1")
+                    holder.run("SELECT 1")
                 except PipelineError:
                     return self._forget()
-                self._go_alone(reason)
+                self._go_alone(holder, reason)
 
     def _forget(self) -> None:
         with self._lock:
@@ -7106,8 +7097,12 @@ PORTUGUESE: dict[str, str] = {
     "{path}: the ledger is of another version of this program": (
         "{path}: o registro de entregas é de outra versão deste programa"
     ),
-    "{path}: the lock cannot be used: {reason}; {cure}": (
-        "{path}: a trava não pode ser usada: {reason}; {cure}"
+    (
+        "{path}: the lock cannot be used: {reason}; make OUTPUT_DIR writable, or delete this "
+        "file if it is damaged"
+    ): (
+        "{path}: a trava não pode ser usada: {reason}; permita a gravação em OUTPUT_DIR, ou "
+        "apague este arquivo se estiver danificado"
     ),
     "{file}: {contacts}, {rejected} rejected, {size} bytes": (
         "{file}: {contacts}, {rejected} rejeitados, {size} bytes"
@@ -7205,9 +7200,6 @@ PORTUGUESE: dict[str, str] = {
     "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "let the database administrator run: {sql}": (
         "peça ao administrador do banco que execute: {sql}"
-    ),
-    "make OUTPUT_DIR writable, or delete this file if it is damaged": (
-        "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
     "another run is active: {holder}": "outra execução está em andamento: {holder}",
     "wait until it has ended; it delivers by itself": (
