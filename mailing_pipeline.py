@@ -1840,17 +1840,17 @@ class Ledger:
 
     def _refuse_beside_mailings(self) -> None:
         """A new ledger beside old mailings would know nothing of what this slot has delivered."""
-        files = sorted(self.path.parent.iterdir())
-        if mailings := [file for file in files if file.suffix.lower() in MAILING_ENDINGS]:
-            raise SettingsFault(
-                text(
-                    "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot has "
-                    "delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere",
-                    path=self.path,
-                    folder=self.path.parent,
-                    file=mailings[0].name,
+        for file in sorted(self.path.parent.iterdir()):
+            if file.suffix.lower() in MAILING_ENDINGS:
+                raise SettingsFault(
+                    text(
+                        "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot has "
+                        "delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere",
+                        path=self.path,
+                        folder=self.path.parent,
+                        file=file.name,
+                    )
                 )
-            )
 
     def _take_over(self) -> None:
         """Everything that version 1 knew."""
@@ -2088,7 +2088,9 @@ class SharedLedger(Ledger):
             if self._value("to_regclass('mailings')") is None:
                 # who looks sees empty tables, which go with the session
                 self._execute(("BEGIN;" if looks else "") + SHARED_LEDGER_SQL, ())
-            self._check_version()
+            if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
+                template = "{path}: the ledger is of another version of this program"
+                raise SettingsFault(text(template, path=self.where))
             if not looks:
                 self._check_clock()
         except PipelineError as error:
@@ -2135,12 +2137,6 @@ class SharedLedger(Ledger):
         if not -1 < gone_s < LEDGER_SESSION_S / 2:
             template = "this PC stood still for {seconds} s: others may have its claims"
             raise ClaimLost(text(template, seconds=round(gone_s)), LOST_HINT, wide=True)
-
-    def _check_version(self) -> None:
-        if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
-            raise SettingsFault(
-                text("{path}: the ledger is of another version of this program", path=self.where)
-            )
 
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
