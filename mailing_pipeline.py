@@ -1570,11 +1570,8 @@ class State(StrEnum):
     # its temp is being removed: after a rename, or an upload, that nobody could look after
     WITHDRAWING = "withdrawing"
     DELIVERED = "delivered", "+", "green"
-    IN_DOUBT = (
-        "in doubt",
-        "?",
-        "bold magenta",
-    )  # nobody can tell whether the dialer has it: never sent again
+    # nobody can tell whether the dialer has it: never sent again
+    IN_DOUBT = "in doubt", "?", "bold magenta"
     EMPTY = "empty", "0", "cyan"
     HELD = "held", "H", "yellow"
     FAILED = "failed", "X", "bold red"
@@ -1754,17 +1751,19 @@ CREATE TABLE IF NOT EXISTS runs (
     changed TEXT NOT NULL
 );
 """
-# What version 1 noted: runs were mailings without a campaign, temps stood in one column, a line
-# each.
-LEDGER_FROM_1 = """
+# By the version that is found. In the first one runs were mailings without a campaign, and temps
+# stood in one column, a line each.
+LEDGER_UPDATES = {
+    1: """
 ALTER TABLE mailings RENAME TO old_mailings;
 DROP INDEX IF EXISTS at_most_once;
 DROP INDEX IF EXISTS by_file;
-"""
-LEDGER_FROM_2 = """
+""",
+    2: """
 ALTER TABLE mailings ADD COLUMN pc TEXT NOT NULL DEFAULT '';
 ALTER TABLE runs ADD COLUMN pc TEXT NOT NULL DEFAULT '';
-"""
+""",
+}
 
 
 class Ledger:
@@ -1782,82 +1781,80 @@ class Ledger:
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
         self._lock = threading.RLock()
-        undo = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path, timeout=10, isolation_level=None, check_same_thread=False
-            )
-            undo.callback(self._db.close)
-            self._db.row_factory = sqlite3.Row
-            # The commit itself is synced, in a quarter of the time: DELETE leaves the folder's entry
-            # to the system, and a power failure can undo what was noted (sqlite.org, synchronous).
-            self._db.execute("PRAGMA journal_mode=PERSIST")
-            self._db.execute("PRAGMA synchronous=FULL")
-            sound = self._db.execute("PRAGMA quick_check").fetchone()[0]
-            if sound == "ok":
+            with contextlib.ExitStack() as undo:
+                self._db = sqlite3.connect(
+                    path, timeout=10, isolation_level=None, check_same_thread=False
+                )
+                undo.callback(self._db.close)
+                self._db.row_factory = sqlite3.Row
+                # The commit itself is synced, in a quarter of the time: DELETE leaves the folder's entry
+                # to the system, and a power failure can undo what was noted (sqlite.org, synchronous).
+                self._pragma("journal_mode = PERSIST")
+                self._pragma("synchronous = FULL")
+                if (damage := self._pragma("quick_check")) != "ok":
+                    raise sqlite3.DatabaseError(damage)
                 self._prepare(looks)
+                undo.pop_all()
         except (sqlite3.Error, OSError) as error:
-            sound = foreign(error)
-        if sound != "ok":
-            undo.close()
             raise SettingsFault(
                 text(
                     "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make the file "
                     "writable and close other programs that hold it; if it is damaged, restore it or move it away "
                     "with the CSVs beside it",
                     path=path,
-                    reason=sound,
+                    reason=foreign(error),
                 )
-            )
+            ) from None
+
+    def _pragma(self, asked: str) -> Any:
+        row = self._db.execute(f"PRAGMA {asked}").fetchone()
+        return row and row[0]
 
     def _prepare(self, looks: bool) -> None:
         """Make the tables, or take over those of an older version.
 
         A read-only or full disk shows here.
         """
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'mailings'")
-        is_new = not tables.fetchone()
-        if is_new and self.path != IN_MEMORY:
+        version = self._pragma("user_version")
+        if not version and self.path != IN_MEMORY:
             self._refuse_beside_mailings()
         if version > LEDGER_VERSION:
             raise SettingsFault(
                 text("{path}: the ledger is of a newer version of this program", path=self.path)
             )
-        if looks and not is_new and version == LEDGER_VERSION:
+        if looks and version == LEDGER_VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
-        # another program may have been first
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        update = {1: LEDGER_FROM_1, 2: LEDGER_FROM_2}.get(version, "") if not is_new else ""
-        for statement in (update + LEDGER_SQL).split(";"):
+        version = self._pragma("user_version")  # another program may have been first
+        for statement in (LEDGER_UPDATES.get(version, "") + LEDGER_SQL).split(";"):
             self._db.execute(statement)
-        if update == LEDGER_FROM_1:
+        if version == 1:
             self._take_over()
-        self._db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        self._pragma(f"user_version = {LEDGER_VERSION}")
         self._db.execute("COMMIT")
 
     def _refuse_beside_mailings(self) -> None:
         """A new ledger beside old mailings would know nothing of what this slot has delivered."""
-        files = sorted(self.path.parent.iterdir())
-        if mailings := [file for file in files if file.suffix.lower() in MAILING_ENDINGS]:
-            raise SettingsFault(
-                text(
-                    "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot has "
-                    "delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere",
-                    path=self.path,
-                    folder=self.path.parent,
-                    file=mailings[0].name,
+        for file in sorted(self.path.parent.iterdir()):
+            if file.suffix.lower() in MAILING_ENDINGS:
+                raise SettingsFault(
+                    text(
+                        "{path}: the ledger is gone, but {folder} holds mailings ({file} …): what this slot has "
+                        "delivered is unknown. Restore the file; or, to begin a new one, move those CSVs elsewhere",
+                        path=self.path,
+                        folder=self.path.parent,
+                        file=file.name,
+                    )
                 )
-            )
 
     def _take_over(self) -> None:
         """Everything that version 1 knew."""
         unused_ids = itertools.count(-1, -1)
         for row in self._db.execute("SELECT * FROM old_mailings ORDER BY id").fetchall():
             if row["campaign"]:
-                self._take_over_mailing(row, unused_ids)
+                self._take_over_mailing(dict(row), unused_ids)
             else:
                 code = ExitCode.OK if row["state"] == "done" else ExitCode.PARTIAL
                 started = row["file"] != "fault"
@@ -1865,23 +1862,23 @@ class Ledger:
                 self._insert("runs", told | {"exit_code": code, "started": started})
         self._db.execute("DROP TABLE old_mailings")
 
-    def _take_over_mailing(self, row: sqlite3.Row, unused_ids: Iterator[int]) -> None:
-        old = dict(row)
-        state = "claimed" if old["state"] == "started" else old["state"]
-        pickup = old["pickup"]
-        if state == "publishing" and pickup:
-            state, pickup = "withdrawing", ""
-        kind = next((kind for kind in Pickup if kind and pickup.startswith(kind)), Pickup.UNWATCHED)
-        at = pickup.rpartition(" ")[2] if kind is Pickup.TAKEN else ""
-        *earlier, last = old["temp"].split("\n")
-        told = {name: value for name, value in old.items() if name not in ("temp", "pickup")}
-        told["message"] = told["message"] or (pickup if kind in TROUBLED_PICKUPS else "")
-        now = {"state": state, "pickup": kind, "picked_up": at}
-        self._insert("mailings", told | now | temp_columns(last))
+    def _take_over_mailing(self, entry: dict[str, Any], unused_ids: Iterator[int]) -> None:
+        *earlier, last = entry.pop("temp").split("\n")
+        pickup = entry.pop("pickup")
         # one more entry for each, or nobody would ever remove it; of no slot: none shows it
         for temp in earlier:
             unseen = {"id": next(unused_ids), "state": State.EMPTY, "slot": "", "file": ""}
-            self._insert("mailings", told | unseen | temp_columns(temp))
+            self._insert("mailings", entry | unseen | temp_columns(temp))
+        if entry["state"] == "started":
+            entry["state"] = State.CLAIMED
+        elif entry["state"] == State.PUBLISHING and pickup:
+            entry["state"], pickup = State.WITHDRAWING, ""
+        kind = next(kind for kind in reversed(Pickup) if pickup.startswith(kind))
+        if kind is Pickup.TAKEN:
+            entry["picked_up"] = pickup.rpartition(" ")[2]
+        elif kind in TROUBLED_PICKUPS:
+            entry["message"] = entry["message"] or pickup
+        self._insert("mailings", entry | {"pickup": kind} | temp_columns(last))
 
     def close(self) -> None:
         self._db.close()
@@ -2084,11 +2081,13 @@ class SharedLedger(Ledger):
         )
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._session: psycopg.Connection[dict[str, Any]] | None = None
-        self._limit_s = 0.0  # by when PostgreSQL must have answered
         try:
             if self._value("to_regclass('mailings')") is None:
-                self._execute(SHARED_LEDGER_SQL, ())
-            self._check_version()
+                # who looks sees empty tables, which go with the session
+                self._execute(("BEGIN;" if looks else "") + SHARED_LEDGER_SQL, ())
+            if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
+                template = "{path}: the ledger is of another version of this program"
+                raise SettingsFault(text(template, path=self.where))
             if not looks:
                 self._check_clock()
         except PipelineError as error:
@@ -2134,18 +2133,10 @@ class SharedLedger(Ledger):
             template = "this PC stood still for {seconds} s: others may have its claims"
             raise ClaimLost(text(template, seconds=round(gone_s)), LOST_HINT, wide=True)
 
-    def _check_version(self) -> None:
-        if self._value("obj_description('mailings'::regclass)") != str(LEDGER_VERSION):
-            raise SettingsFault(
-                text("{path}: the ledger is of another version of this program", path=self.where)
-            )
-
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
-        now, theirs_s = (
-            self.clock.now(),
-            self._value("extract(epoch FROM clock_timestamp())::float"),
-        )
+        now = self.clock.now()
+        theirs_s = self._value("extract(epoch FROM clock_timestamp())::float")
         wrong_s = round(now.timestamp() - theirs_s)
         if abs(wrong_s) > CLOCK_TOLERANCE_S:
             template = "this PC's clock is {seconds} s off that of the ledger's server; nothing was sent. Set the clock"
@@ -2178,7 +2169,8 @@ class SharedLedger(Ledger):
         with self._lock:
             try:
                 session = self._connected()
-                self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+                limit_s = time.monotonic() + LEDGER_ANSWER_S
+                session.look = functools.partial(self._look, limit_s)  # type: ignore[attr-defined]
                 cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
@@ -2224,13 +2216,13 @@ class SharedLedger(Ledger):
         self._session = connect(
             **options, autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
-        self._session.look = self._look  # type: ignore[attr-defined]
         return self._session
 
-    def _look(self) -> None:
+    @staticmethod
+    def _look(limit_s: float) -> None:
         import psycopg
 
-        if time.monotonic() > self._limit_s:
+        if time.monotonic() > limit_s:
             raise psycopg.OperationalError("no answer in time")
 
     def _told(self, error: psycopg.Error) -> Text:
@@ -2284,15 +2276,6 @@ def temp_columns(path: str) -> dict[str, Any]:
     return {"temp": found[1] + "{id}", "temp_id": int(found[2], 16), "temps": 1} if found else {}
 
 
-LOCK_CURE = text("make OUTPUT_DIR writable, or delete this file if it is damaged")
-
-
-def lock_fault(path: Path, error: Exception) -> SettingsFault:
-    """The lock's file is of no use."""
-    template = "{path}: the lock cannot be used: {reason}; {cure}"
-    return SettingsFault(text(template, path=path, reason=foreign(error), cure=LOCK_CURE))
-
-
 @contextlib.contextmanager
 def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None]:
     """One run at a time: SQLite's write lock on a small file, which the system releases when a process dies.
@@ -2300,29 +2283,31 @@ def only_run(path: Path, who: str, clock: Clock, wait_s: float) -> Iterator[None
     who describes this run for the one that finds the lock taken. Waits up to wait_s seconds, then
     raises Busy.
     """
-    until_s = clock.steady_s() + wait_s
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=0, isolation_level=None)
-    except (sqlite3.Error, OSError) as error:
-        raise lock_fault(path, error) from None
-    with contextlib.closing(db):
-        holder = ""
-        while not take_lock(db, path, who):
-            told = holder
-            with contextlib.suppress(sqlite3.Error, TypeError):
-                holder = foreign(db.execute("SELECT who FROM holder").fetchone()[0])
-            if clock.steady_s() >= until_s:
-                message = text("another run is active: {holder}", holder=holder or "?")
-                raise Busy(message, text("wait until it has ended; it delivers by itself"))
-            if not told:
-                log.info(text("waiting for another run to end: {holder}", holder=holder))
-            clock.wait(threading.Event(), 1)
+    until_s, told = clock.steady_s() + wait_s, ""
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, timeout=0, isolation_level=None)
+            held.callback(db.close)
+            while holder := other_holder(db, who):
+                if clock.steady_s() >= until_s:
+                    message = text("another run is active: {holder}", holder=holder)
+                    raise Busy(message, text("wait until it has ended; it delivers by itself"))
+                if holder != told:
+                    log.info(text("waiting for another run to end: {holder}", holder=holder))
+                    told = holder
+                clock.wait(threading.Event(), 1)
+        except (sqlite3.Error, OSError) as error:
+            template = (
+                "{path}: the lock cannot be used: {reason}; make OUTPUT_DIR writable, or delete this file "
+                "if it is damaged"
+            )
+            raise SettingsFault(text(template, path=path, reason=foreign(error))) from None
         yield
 
 
-def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
-    """Whether the lock is now ours.
+def other_holder(db: sqlite3.Connection, who: str) -> str:
+    """Whose the lock is; '': it is ours now.
 
     Readers may look while the second BEGIN IMMEDIATE holds it, so the name is committed first.
     """
@@ -2333,13 +2318,15 @@ def take_lock(db: sqlite3.Connection, path: Path, who: str) -> bool:
         db.execute("INSERT INTO holder VALUES (?)", (who,))
         db.execute("COMMIT")
         db.execute("BEGIN IMMEDIATE")
+        return ""
     except sqlite3.DatabaseError as error:
         if db.in_transaction:
             db.execute("ROLLBACK")
         if "locked" not in str(error):
-            raise lock_fault(path, error) from None
-        return False
-    return True
+            raise
+    with contextlib.suppress(sqlite3.Error, TypeError):
+        return foreign(db.execute("SELECT who FROM holder").fetchone()[0])
+    return "?"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2362,6 +2349,7 @@ class Pool(Generic[T]):
         self.made = 0  # in use and free
         self._free: list[T] = []
         self._most = MOST  # what the server grants, as far as we know
+        self._why: Text | None = None  # it grants no more, if that is to be told yet
 
     def take(self, make: Callable[[], T]) -> T:
         """One for this thread alone, until given back.
@@ -2374,38 +2362,48 @@ class Pool(Generic[T]):
                     self.changed.wait(0.5)
                     self.stop.check()
                 if self._free:
+                    self._tell_turns()
                     return self._free.pop()
                 self.made += 1
             try:
                 return make()
             except BaseException as error:
-                self.give_back(None)
-                others = self.made
-                if not (isinstance(error, PipelineError) and error.scarce and others):
-                    raise
-                self._most = others
-                template = (
-                    "the server grants no more than {count} {what}, mailings take turns: {reason}"
-                )
-                log.warning(text(template, count=others, what=self.what, reason=error.message))
+                with self.changed:
+                    self._lose(1)
+                    if not (isinstance(error, PipelineError) and error.scarce and self.made):
+                        raise
+                    self._most, self._why = self.made, error.message
+
+    def _tell_turns(self) -> None:
+        """Not before one is taken in turn: the others may all be in the middle of being refused."""
+        if self._why:
+            template = (
+                "the server grants no more than {count} {what}, mailings take turns: {reason}"
+            )
+            log.warning(text(template, count=self._most, what=self.what, reason=self._why))
+            self._why = None
 
     def give_back(self, item: T | None) -> None:
-        """For the next one; None: it broke, or none could be made."""
+        """For the next one; None: it broke."""
         with self.changed:
             if item is None:
-                self.made -= 1
+                self._lose(1)
             else:
                 self._free.append(item)
-            self.changed.notify_all()
+                self.changed.notify_all()
 
     def empty(self) -> list[T]:
         """Those that nobody uses, which are not handed out any more."""
         with self.changed:
             free, self._free = self._free, []
-            self.made -= len(free)
-            if not self.made:  # a new connection may be granted more
-                self._most = MOST
+            self._lose(len(free))
             return free
+
+    def _lose(self, count: int) -> None:
+        self.made -= count
+        if not self.made:  # a new connection may be granted more
+            self._most, self._why = MOST, None
+        self.changed.notify_all()
 
 
 CANCEL_TIMEOUT_S = 3
@@ -2905,7 +2903,7 @@ class Database(Server):
                 if error.tries == AGAIN:
                     self._forget()
                     raise
-                self._go_alone(error.message)
+                self._go_alone(holder, error.message)
 
     def _lag_objection(self, session: Session) -> Held | None:
         """Why what this session reads is too old to call people by; None if it is not."""
@@ -2959,11 +2957,11 @@ class Database(Server):
         session, sound = self._sessions.take(lambda: self._new(campaign)), False
         try:
             session.begin(campaign.source, campaign.read_only)
-            if campaign.read_only:
-                self._import(session)
+            snapshot = self._snapshot if campaign.read_only else ""
+            if snapshot:
+                self._import(session, snapshot)
             session.prepare(campaign)
-            shares = self._snapshot and campaign.read_only
-            if lag := self._lag if shares else self._lag_objection(session):
+            if lag := self._lag if snapshot else self._lag_objection(session):
                 raise lag
             yield session
             with contextlib.suppress(PipelineError):  # the rows are here: what is gone costs nobody
@@ -3009,10 +3007,8 @@ class Database(Server):
             session.close()
         self._forget()
 
-    def _import(self, session: Session) -> None:
+    def _import(self, session: Session, snapshot: str) -> None:
         """Make the session see the run's snapshot; else the next try sees another one, or its own."""
-        if not (snapshot := self._snapshot):
-            return
         try:
             session.run(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         except DatabaseError as error:
@@ -3024,21 +3020,21 @@ class Database(Server):
             )
             raise DatabaseError(message, LATER, tries=AGAIN) from None
 
-    def _go_alone(self, reason: Text) -> None:
+    def _go_alone(self, holder: Session, reason: Text) -> None:
         self._note(text("no common snapshot, each query sees its own: {reason}", reason=reason))
         self._snapshot = ""
-        if self._holder:
-            self._holder.close()
+        holder.close()
 
     def _give_up(self, snapshot: str, reason: Text) -> None:
         """Do without a snapshot that others cannot reach; what went with its holder is made anew."""
         with self._lock:
-            if self._holder and self._snapshot == snapshot:
+            holder = self._holder
+            if holder and self._snapshot == snapshot:
                 try:
-                    self._holder.run("SELECT 1")
+                    holder.run("SELECT 1")
                 except PipelineError:
                     return self._forget()
-                self._go_alone(reason)
+                self._go_alone(holder, reason)
 
     def _forget(self) -> None:
         with self._lock:
@@ -7087,8 +7083,12 @@ PORTUGUESE: dict[str, str] = {
     "{path}: the ledger is of another version of this program": (
         "{path}: o registro de entregas é de outra versão deste programa"
     ),
-    "{path}: the lock cannot be used: {reason}; {cure}": (
-        "{path}: a trava não pode ser usada: {reason}; {cure}"
+    (
+        "{path}: the lock cannot be used: {reason}; make OUTPUT_DIR writable, or delete this "
+        "file if it is damaged"
+    ): (
+        "{path}: a trava não pode ser usada: {reason}; permita a gravação em OUTPUT_DIR, ou "
+        "apague este arquivo se estiver danificado"
     ),
     "{file}: {contacts}, {rejected} rejected, {size} bytes": (
         "{file}: {contacts}, {rejected} rejeitados, {size} bytes"
@@ -7186,9 +7186,6 @@ PORTUGUESE: dict[str, str] = {
     "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "let the database administrator run: {sql}": (
         "peça ao administrador do banco que execute: {sql}"
-    ),
-    "make OUTPUT_DIR writable, or delete this file if it is damaged": (
-        "permita a gravação em OUTPUT_DIR, ou apague este arquivo se estiver danificado"
     ),
     "another run is active: {holder}": "outra execução está em andamento: {holder}",
     "wait until it has ended; it delivers by itself": (

@@ -54,6 +54,25 @@ def test_a_database_that_comes_back_meanwhile_is_read(rig: Rig) -> None:
         rig.delivered("alfa", "beta")
 
 
+def test_a_database_that_is_gone_for_a_moment_in_the_middle_of_a_run_is_not_taken_for_a_scarce_one(rig: Rig) -> None:
+    """1. Every worker is refused, some of them several times; afterwards they work side by side again."""
+    names = [f"c{number}" for number in range(8)]
+    for name in names:
+        rig.campaign(name, pause_s=1)
+    rig.settings(QUERY_WORKERS=4, RETRY_FIRST_SECONDS=1, RETRY_MAX_SECONDS=1)
+    with rig.database_line() as line, rig.dialer():
+        program = rig.start()
+        rig.busy_backend()
+        line.refuse()
+        line.cut()
+        until(lambda: rig.log().count(" retry 2 of") > 1, "they try again, in vain")
+        line.accept()
+        until(lambda: len(rig.backends()) > 3, "several sessions beside the snapshot's")
+        assert program.wait().code == 0
+        rig.delivered(*names)
+        assert "grants no more" not in rig.log()
+
+
 def test_a_database_that_dns_does_not_know(rig: Rig) -> None:
     """2."""
     rig.campaigns("alfa")

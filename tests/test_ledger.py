@@ -65,13 +65,18 @@ def test_every_end_of_a_campaign_is_noted(stage: Stage) -> None:
     assert "broken" in failed["message"] and failed["hint"]
 
 
-def test_the_ledger_is_on_the_disk_before_the_rename(stage: Stage) -> None:
+def test_the_ledger_is_on_the_disk_before_the_rename(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the very moment of the rename, the program must know afterwards that it may have happened."""
-    stage.query("10_a", ONE)
-    stage.deliver(now=NOON)
-    with contextlib.closing(mailing_pipeline.Ledger(ledger_path(stage), FakeClock())) as ledger:
-        # no outside view of this exists
-        found = [ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+    connect, opened = sqlite3.connect, list[sqlite3.Connection]()
+
+    def watched(*args: Any, **how: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **how))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    with contextlib.closing(mailing_pipeline.Ledger(ledger_path(stage), FakeClock())):
+        (db,) = opened
+        found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
     assert found == [2, "persist"], "the commit itself is synced"
 
 

@@ -97,3 +97,4 @@ def test_database_sessions_that_break_cost_no_mailing(rig: Rig, number: int) -> 
             for backend in hit if isinstance(hit, list) else []:
                 rig.terminate(backend)
         arrived_as_if_nothing_had_happened(rig, program.wait())
+        assert most > 0 or "grants no more" not in rig.log(), "a connection that breaks is not scarce"

@@ -371,6 +371,18 @@ def test_check_tries_the_shared_ledger(centre: Centre) -> None:
     assert centre.ledger == []
 
 
+def test_looking_makes_no_tables(centre: Centre) -> None:
+    centre.campaigns("alfa")
+    pc = centre.pc("um")
+    for option in ("--status", "--dry-run"):
+        assert pc.run(option).code == 0
+    with centre.server.connect(centre.database) as connection:
+        assert connection.execute("SELECT to_regnamespace('mailing_pipeline')").fetchone() == (None,)
+    with centre.dialer():
+        assert pc.run().code == 0
+        centre.delivered("alfa")
+
+
 def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) -> None:
     centre.campaigns("alfa")
     with centre.server.connect(centre.database) as connection:
