@@ -4523,12 +4523,13 @@ class Line:
         except (ConnectionLost, MayBeOut, Stopped):
             raise
         except BaseException as error:
-            if found := self.taken(mailing):
+            if found := self.withdraw_unpublished(mailing):
                 raise found from None
-            if mailing.state is State.WITHDRAWING and isinstance(error, PipelineError):
-                error.tries = NEVER
             mailing.is_whole = False
-            self.drop_temps(mailing)
+            if mailing.state is not State.WITHDRAWING:
+                self.drop_temps(mailing)
+            elif isinstance(error, PipelineError):
+                error.tries = NEVER
             raise
 
     def verify(self, mailing: Mailing) -> None:
@@ -4737,19 +4738,23 @@ class Line:
         temp = str(folder / self.settings.sftp_temp_name)
         self.ledger.note(mailing, temp=temp, temp_id=first, temps=mailing.temps + 1)
 
-    def taken(self, mailing: Mailing) -> MayBeOut | None:
+    def withdraw_unpublished(self, mailing: Mailing) -> MayBeOut | None:
         """Take a whole temp away that is not to be published any more; what to say if somebody took it before.
 
+        Looked for first: a removal that is refused, or whose answer is lost, tells nothing of that.
         Where the server cannot be asked, the next run withdraws it: a dialer that takes any name
         may have it. A mailing without an entry of ours is left alone: its entry may know more.
         """
         if mailing.state is not State.EXPORTED or not mailing.is_whole or not mailing.id:
             return None
+        was_there = False
         try:
-            return None if self.drops.remove(mailing.part) else gone(mailing.part)
+            was_there = self.drops.size(mailing.part) is not None
+            return None if was_there and self.drops.remove(mailing.part) else gone(mailing.part)
         except PipelineError as error:
             if error.wide or isinstance(error, (ConnectionLost, Stopped)):
-                self.drop_temps(mailing)
+                if was_there:
+                    self.drop_temps(mailing)
                 if mailing.temps:
                     self.ledger.note(mailing, state=State.WITHDRAWING)
             return None  # where it was refused, drop_temps tries again, and says so
@@ -5339,7 +5344,7 @@ class Run:
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
             error = None
         if error:
-            error = line.taken(mailing) or error
+            error = line.withdraw_unpublished(mailing) or error
             mailing.error, mailing.state = error, state_after(mailing, error)
         if mailing.began_s:
             mailing.seconds = round(line.stop.clock.steady_s() - mailing.began_s, 3)
