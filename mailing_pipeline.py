@@ -3697,6 +3697,7 @@ class SftpLogin(Server):
         self.where = address(*self.server, settings.secrets)
         self.transport: Any = None
         self._dialling, self._is_over = threading.Lock(), False
+        self._hang_ups = 0  # on logins, in a row
 
     @property
     def is_up(self) -> bool:
@@ -3712,20 +3713,21 @@ class SftpLogin(Server):
                     return self._connected(logged_in)
             except BaseException as error:
                 self.close()
-                # nobody sends a refused password again
-                if isinstance(error, DeliveryError) and error.wide and error.tries == NEVER:
-                    self.down = error
+                # nobody sends a refused password again, nor one that was hung up on twice
+                if isinstance(error, DeliveryError) and error.wide:
+                    if error.tries <= self._hang_ups:
+                        error.tries, self.down = NEVER, error
+                    self._hang_ups += error.tries == ONCE_MORE
                 raise
 
     def _connected(self, logged_in: bool) -> Any:
         """The connection that is up, or a new one. Raises what paramiko raises, too."""
         if self._is_over:
             raise ConnectionLost(text("the run is over"))
-        transport = self.transport
-        if not (transport and transport.is_active()):
-            transport = self._dial()
+        transport = self.transport if self.is_up else self._dial()
         if logged_in and not transport.is_authenticated():
             self._log_in(transport)
+            self._hang_ups = 0
         return transport
 
     def close(self) -> None:
@@ -3874,10 +3876,8 @@ def load_key(settings: Settings) -> paramiko.PKey:
     """The private key of SFTP_KEY_FILE. Raises DeliveryError, which reaches every campaign."""
     import paramiko
 
-    path, passphrase = (
-        settings.local(settings.sftp_key_file),
-        settings.sftp_key_passphrase.encode() or None,
-    )
+    path = settings.local(settings.sftp_key_file)
+    passphrase = settings.sftp_key_passphrase.encode() or None
     try:
         return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
     except FileNotFoundError:
@@ -3968,7 +3968,7 @@ def client_class() -> type[Any]:
     return Client
 
 
-def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
+def attributes(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
     """What the server tells of a name, where anything may be lacking; None if it is not there.
 
     Some servers refuse to tell, or refuse it of a name that is not there: then the folder's list
@@ -3997,7 +3997,7 @@ def create(client: Any, path: PurePosixPath) -> bytes:
     try:
         _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_EXCL, nothing)
     except OSError as refused:
-        if type(refused) is not OSError or told(client, path):
+        if type(refused) is not OSError or attributes(client, path):
             raise
         _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_TRUNC, nothing)
     handle: bytes = reply.get_binary()
@@ -4088,7 +4088,7 @@ class DropFolders(SftpLogin):
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
         with self._client(text("looking for {path}", path=path), LET_LIST) as client:
-            found = told(client, path)
+            found = attributes(client, path)
         if found and found.st_size is None:
             return self.read_back(path)[0]
         return found.st_size if found else None
@@ -4113,7 +4113,7 @@ class DropFolders(SftpLogin):
     def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> None:
         """Write chunks into a new file, every write acknowledged, and close it.
 
-        Whether it stands there is for `see` to tell: a refused or lost CLOSE says nothing about
+        Whether it stands there is for `wait_until_whole` to tell: a refused or lost CLOSE says nothing about
         that.
         """
         acknowledged = False
@@ -4130,7 +4130,7 @@ class DropFolders(SftpLogin):
             template = "the last byte was acknowledged, looking what is there: {reason}"
             log.warning(text(template, reason=error.message))
 
-    def see(self, temp: PurePosixPath, size_bytes: int) -> None:
+    def wait_until_whole(self, temp: PurePosixPath, size_bytes: int) -> None:
         """A file that was acknowledged whole stands there in its whole size: now, or a little later.
 
         Raises MayBeOut if it is gone: a dialer or server that takes files of any name has it.
@@ -4160,21 +4160,17 @@ class DropFolders(SftpLogin):
         return size, digest.hexdigest()
 
     def rename(
-        self,
-        temp: PurePosixPath,
-        final: PurePosixPath,
-        objection: Callable[[], PipelineError | None] = lambda: None,
+        self, temp: PurePosixPath, final: PurePosixPath, begin: Callable[[], None] = lambda: None
     ) -> None:
         """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it.
 
-        objection: asked last, with a channel in hand, since dialling and waiting for one take time;
-        what it answers is raised, and nothing was asked for.
+        begin: called last, with a channel in hand, since dialling and waiting for one take time;
+        where it raises, nothing was asked for.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         try:
             with self._client(doing, NO_RENAME) as client:
-                if late := objection():
-                    raise late
+                begin()
                 client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
@@ -4517,7 +4513,7 @@ class Line:
             if not mailing.is_whole:
                 self.drops.send(mailing.part, self._chunks(mailing))
                 mailing.is_whole = True
-            self.drops.see(mailing.part, mailing.size_bytes)
+            self.drops.wait_until_whole(mailing.part, mailing.size_bytes)
             if self.settings.sftp_verify == "hash":
                 self.verify(mailing)
         except (ConnectionLost, MayBeOut, Stopped):
@@ -4537,7 +4533,9 @@ class Line:
         try:
             arrived = self.drops.read_back(mailing.part, mailing.size_bytes)
         except DeliveryError:
-            self.drops.see(mailing.part, mailing.size_bytes)  # taken meanwhile: MayBeOut
+            self.drops.wait_until_whole(
+                mailing.part, mailing.size_bytes
+            )  # taken meanwhile: MayBeOut
             raise
         if arrived != (mailing.size_bytes, mailing.sha256):
             message = text("{path}: what arrived is not what was sent (SHA-256)", path=mailing.part)
@@ -4548,14 +4546,13 @@ class Line:
 
         From here on it may be out: a lost reply is settled by looking.
         """
-        why_late = functools.partial(self.too_late, mailing, campaign)
         left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
         try:
-            self._rename(mailing, why_late)
+            self._rename(mailing, campaign)
         except DeliveryError as error:
             template = "{campaign}: the rename is in doubt, looking: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
-            self.settle(mailing, why_late, error)
+            self.settle(mailing, campaign, error)
             left = True  # OpenSSH links, then unlinks
         told = "; ".join(remark.told(self.settings.language) for remark in remarks)
         self.ledger.note(
@@ -4564,16 +4561,14 @@ class Line:
 
     # What became of a rename that nobody saw
 
-    def settle(
-        self, mailing: Mailing, why_late: Callable[[], PipelineError | None], error: PipelineError
-    ) -> None:
+    def settle(self, mailing: Mailing, campaign: Campaign | None, error: PipelineError) -> None:
         """Find out whether a mailing was published by looking, and publish it if nothing else happened.
 
         Returns if it was. Raises why not (error itself, if nothing better is known) with the entry
         `exported` again; or, with the entry as it is, what keeps the program from knowing.
         """
         try:
-            published = self._retry(lambda: self._look(mailing, why_late), mailing.campaign)
+            published = self._retry(lambda: self._resolve(mailing, campaign), mailing.campaign)
         except DeliveryError as refused:
             if isinstance(refused, (ConnectionLost, MayBeOut)) or refused.wide:
                 raise
@@ -4583,8 +4578,8 @@ class Line:
             self.ledger.note(mailing, state=State.EXPORTED)
             raise error
 
-    def _look(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> bool:
-        """Whether the mailing was published.
+    def _resolve(self, mailing: Mailing, campaign: Campaign | None) -> bool:
+        """Whether the mailing is published now. One attempt.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and
         the dialer has taken it, unless we had begun to withdraw it. A temp beside the final name is
@@ -4600,29 +4595,26 @@ class Line:
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
         if final_size is None and mailing.state is not State.WITHDRAWING:
             with contextlib.suppress(Held, Stopped):  # too late
-                self._rename(mailing, why_late)
+                self._rename(mailing, campaign)
                 return True
         return self._withdraw(mailing)
 
-    def _rename(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> None:
+    def _rename(self, mailing: Mailing, campaign: Campaign | None) -> None:
         """Ask for the rename.
 
-        Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
-
-        Certain is: every rename of this mailing was answered by a refusal, and its temp can still
-        be read. Raises what why_late says, by the clock as late as can be; the entry then is what
-        it was.
+        Raises what `too_late` says, by the clock as late as can be; the entry then is what it was.
+        Raises DeliveryError; the ledger then says `exported` if certainly nothing happened: every
+        rename of this mailing was answered by a refusal, and its temp can still be read.
         """
 
-        def objection() -> PipelineError | None:
-            late = why_late()
-            if not late:
-                self.ledger.note(mailing, state=State.PUBLISHING)
-                self.ledger.still_ours(mailing)
-            return late
+        def begin() -> None:
+            if late := self.too_late(mailing, campaign):
+                raise late
+            self.ledger.note(mailing, state=State.PUBLISHING)
+            self.ledger.still_ours(mailing)
 
         try:
-            self.drops.rename(mailing.part, mailing.final, objection)
+            self.drops.rename(mailing.part, mailing.final, begin)
         except DeliveryError as error:
             mailing.unanswered |= isinstance(error, ConnectionLost) or error.wide
             with contextlib.suppress(DeliveryError):
@@ -4702,32 +4694,33 @@ class Line:
                 bug(error)
 
     def _settle_leftover(self, mailing: Mailing, campaign: Campaign | None) -> None:
-        if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
-            mailing.unanswered = True
-            why_late = functools.partial(self.too_late, mailing, campaign)
-            error = why_late() or Held(text("it was withdrawn"))
-            try:
-                self.settle(mailing, why_late, error)
-                self._conclude_leftover(mailing, State.DELIVERED)
-            except MayBeOut as unknown:
-                self._conclude_leftover(mailing, State.IN_DOUBT, unknown)
-            except (Held, DeliveryError) as refused:
-                if mailing.state in MAY_BE_OUT:
-                    raise
-                told = text("not published: {reason}", reason=refused.message)
-                self._conclude_leftover(mailing, State.FAILED, PipelineError(told, refused.hint))
-        elif mailing.state in (State.CLAIMED, State.EXPORTED):
-            told = text("the run was interrupted before publishing")
-            self._conclude_leftover(mailing, State.FAILED, PipelineError(told))
+        if mailing.state in UNSETTLED:
+            state, error = self._fate(mailing, campaign)
+            outcome = error.message if error else text(state)
+            template, name = "{campaign}: {file} of an earlier run: {outcome}", mailing.campaign
+            log.warning(text(template, campaign=name, file=mailing.file, outcome=outcome))
+            told = as_told(error, self.settings.language)
+            self.ledger.note(mailing, state=state, pc=PC, **told)
         self.drop_temps(mailing)
 
-    def _conclude_leftover(
-        self, mailing: Mailing, state: State, error: PipelineError | None = None
-    ) -> None:
-        template = "{campaign}: {file} of an earlier run: {outcome}"
-        outcome = error.message if error else text(state)
-        log.warning(text(template, campaign=mailing.campaign, file=mailing.file, outcome=outcome))
-        self.ledger.note(mailing, state=state, pc=PC, **as_told(error, self.settings.language))
+    def _fate(
+        self, mailing: Mailing, campaign: Campaign | None
+    ) -> tuple[State, PipelineError | None]:
+        """What became of a mailing that an earlier run left on its way."""
+        if mailing.state not in MAY_BE_OUT:
+            return State.FAILED, PipelineError(text("the run was interrupted before publishing"))
+        mailing.unanswered = True
+        error = self.too_late(mailing, campaign) or Held(text("it was withdrawn"))
+        try:
+            self.settle(mailing, campaign, error)
+            return State.DELIVERED, None
+        except MayBeOut as unknown:
+            return State.IN_DOUBT, unknown
+        except (Held, DeliveryError) as refused:
+            if mailing.state in MAY_BE_OUT:
+                raise
+            told = text("not published: {reason}", reason=refused.message)
+            return State.FAILED, PipelineError(told, refused.hint)
 
     # Temps on the server
 
@@ -5710,7 +5703,7 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     try:
         drops.size(renamed)  # of a file that is not there
         drops.send(probe, [PROBE])
-        drops.see(probe, len(PROBE))
+        drops.wait_until_whole(probe, len(PROBE))
         if settings.sftp_verify == "hash":
             drops.read_back(probe)
         drops.rename(probe, renamed)
