@@ -3444,7 +3444,7 @@ class MailingFiles(contextlib.ExitStack):
     def __init__(self, folder: Path, mailing: Mailing, form: CsvFormat) -> None:
         super().__init__()
         self.folder, self.mailing, self.form = folder, mailing, form
-        self._size_bytes, self._sha256 = 0, hashlib.sha256()
+        self._sha256 = hashlib.sha256()
         self._rejects: BinaryIO | None = None
 
     def begin(self, columns: Sequence[str]) -> None:
@@ -3473,15 +3473,15 @@ class MailingFiles(contextlib.ExitStack):
 
     def keep(self) -> None:
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
+        size_bytes = self._file.tell()
         self.close()
-        self.mailing.size_bytes, self.mailing.sha256 = self._size_bytes, self._sha256.hexdigest()
+        self.mailing.size_bytes, self.mailing.sha256 = size_bytes, self._sha256.hexdigest()
         self.mailing.stamp = size_and_time(self.folder / self.mailing.file)
 
     def _add(self, csv_lines: bytes) -> None:
         data, lacking = encoded(csv_lines, self.form.encoding)
         self._file.write(data)
         self._sha256.update(data)
-        self._size_bytes += len(data)
         self.mailing.replaced += lacking
 
 
@@ -4327,27 +4327,23 @@ def rows_objection(
     past_rows: of the last delivered mailings. max_rows is not among these: an export that grows
     beyond it is stopped then and there.
     """
-    if not rows and rejected:
-        message = text("every row was rejected ({rows})", rows=rejected)
-        return Held(
-            message,
-            text("see in the _rejected.csv why; check the phones: and unique: lines and the query"),
-        )
-    if rows < (campaign.min_rows or 0):
-        template = "{contacts}, fewer than min_rows {least}"
-        return Held(text(template, contacts=contacts(rows), least=campaign.min_rows), CHECK_QUERY)
+    hint, found, most = CHECK_QUERY, contacts(rows), campaign.max_drop
     usual = statistics.median(past_rows) if past_rows else 0
-    most = campaign.max_drop
-    if most is not None and usual and (not rows or rows * 100 < usual * (100 - most)):
-        message = text(
-            "{contacts}, {share} below the usual {usual} (max_drop {most}%)",
-            contacts=contacts(rows),
-            share=f"{1 - rows / usual:.0%}",
-            usual=round(usual),
-            most=campaign.max_drop,
+    if not rows and rejected:
+        reason = text("every row was rejected ({rows})", rows=rejected)
+        hint = text(
+            "see in the _rejected.csv why; check the phones: and unique: lines and the query"
         )
-        return Held(message, CHECK_QUERY)
-    return None if rows else Empty(text("nobody to call"))
+    elif rows < (campaign.min_rows or 0):
+        template = "{contacts}, fewer than min_rows {least}"
+        reason = text(template, contacts=found, least=campaign.min_rows)
+    elif most is not None and usual and (not rows or rows * 100 < usual * (100 - most)):
+        template = "{contacts}, {share} below the usual {usual} (max_drop {most}%)"
+        share, usual = f"{1 - rows / usual:.0%}", round(usual)
+        reason = text(template, contacts=found, share=share, usual=usual, most=most)
+    else:
+        return None if rows else Empty(text("nobody to call"))
+    return Held(reason, hint)
 
 
 def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> PipelineError | None:
@@ -4427,7 +4423,7 @@ class Line:
             remarks = self.remarks(campaign, mailing)
             if not session:
                 return self.publish(campaign, mailing, remarks)
-            self.judge_moment(campaign)
+            self.judge_moment(campaign, mailing)
             with changes_kept("perhaps"):
                 session.commit()
             with changes_kept("certainly"):
@@ -4486,15 +4482,12 @@ class Line:
         if objection := rows_objection(mailing.rows, mailing.rejected, campaign, past_rows):
             raise objection
         if not self.options.dry_run:
-            self.judge_moment(campaign)
+            self.judge_moment(campaign, mailing)
 
-    def judge_moment(self, campaign: Campaign) -> None:
-        """Still inside the campaign's hours and before the run's deadline.
-
-        Raises Held or Stopped.
-        """
-        if objection := time_objection(campaign, self.stop, self.options.ignore_hours):
-            raise objection
+    def judge_moment(self, campaign: Campaign | None, mailing: Mailing) -> None:
+        """Raise Held or Stopped if it is too late to publish the mailing."""
+        if late := self.too_late(mailing, campaign):
+            raise late
 
     def send(self, mailing: Mailing) -> None:
         """The mailing whole under a temp name, seen there and checked. One attempt.
@@ -4504,13 +4497,12 @@ class Line:
         blindly.
         """
         self.drops.reach()
-        if not mailing.is_whole:
-            self.drops.check_folder(mailing.folder)
-            if self.drops.size(mailing.final) is not None:
-                raise Held(text("{path} is already there", path=mailing.final), NOT_OVERWRITTEN)
-            self.note_new_temp(mailing)
         try:
             if not mailing.is_whole:
+                self.drops.check_folder(mailing.folder)
+                if self.drops.size(mailing.final) is not None:
+                    raise Held(text("{path} is already there", path=mailing.final), NOT_OVERWRITTEN)
+                self.note_new_temp(mailing)
                 self.drops.send(mailing.part, self._chunks(mailing))
                 mailing.is_whole = True
             self.drops.wait_until_whole(mailing.part, mailing.size_bytes)
@@ -4608,8 +4600,7 @@ class Line:
         """
 
         def begin() -> None:
-            if late := self.too_late(mailing, campaign):
-                raise late
+            self.judge_moment(campaign, mailing)
             self.ledger.note(mailing, state=State.PUBLISHING)
             self.ledger.still_ours(mailing)
 
@@ -4655,7 +4646,7 @@ class Line:
         return published
 
     def too_late(self, mailing: Mailing, campaign: Campaign | None) -> PipelineError | None:
-        """Why a rename may not be done now; None if it may."""
+        """Why a mailing, of this run or an earlier one, may not be published now; None if it may."""
         if campaign is None:
             return Held(text("its campaign is gone"))
         if campaign.folder != mailing.folder:
