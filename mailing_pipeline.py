@@ -3435,7 +3435,7 @@ class MailingFiles(contextlib.ExitStack):
     def __init__(self, folder: Path, mailing: Mailing, form: CsvFormat) -> None:
         super().__init__()
         self.folder, self.mailing, self.form = folder, mailing, form
-        self._size_bytes, self._sha256 = 0, hashlib.sha256()
+        self._sha256 = hashlib.sha256()
         self._rejects: BinaryIO | None = None
 
     def begin(self, columns: Sequence[str]) -> None:
@@ -3464,15 +3464,15 @@ class MailingFiles(contextlib.ExitStack):
 
     def keep(self) -> None:
         """Both files whole, under their names; the mailing's size and SHA-256 are known."""
+        size_bytes = self._file.tell()
         self.close()
-        self.mailing.size_bytes, self.mailing.sha256 = self._size_bytes, self._sha256.hexdigest()
+        self.mailing.size_bytes, self.mailing.sha256 = size_bytes, self._sha256.hexdigest()
         self.mailing.stamp = size_and_time(self.folder / self.mailing.file)
 
     def _add(self, csv_lines: bytes) -> None:
         data, lacking = encoded(csv_lines, self.form.encoding)
         self._file.write(data)
         self._sha256.update(data)
-        self._size_bytes += len(data)
         self.mailing.replaced += lacking
 
 
@@ -3688,6 +3688,7 @@ class SftpLogin(Server):
         self.where = address(*self.server, settings.secrets)
         self.transport: Any = None
         self._dialling, self._is_over = threading.Lock(), False
+        self._hang_ups = 0  # on logins, in a row
 
     @property
     def is_up(self) -> bool:
@@ -3703,20 +3704,21 @@ class SftpLogin(Server):
                     return self._connected(logged_in)
             except BaseException as error:
                 self.close()
-                # nobody sends a refused password again
-                if isinstance(error, DeliveryError) and error.wide and error.tries == NEVER:
-                    self.down = error
+                # nobody sends a refused password again, nor one that was hung up on twice
+                if isinstance(error, DeliveryError) and error.wide:
+                    if error.tries <= self._hang_ups:
+                        error.tries, self.down = NEVER, error
+                    self._hang_ups += error.tries == ONCE_MORE
                 raise
 
     def _connected(self, logged_in: bool) -> Any:
         """The connection that is up, or a new one. Raises what paramiko raises, too."""
         if self._is_over:
             raise ConnectionLost(text("the run is over"))
-        transport = self.transport
-        if not (transport and transport.is_active()):
-            transport = self._dial()
+        transport = self.transport if self.is_up else self._dial()
         if logged_in and not transport.is_authenticated():
             self._log_in(transport)
+            self._hang_ups = 0
         return transport
 
     def close(self) -> None:
@@ -3865,10 +3867,8 @@ def load_key(settings: Settings) -> paramiko.PKey:
     """The private key of SFTP_KEY_FILE. Raises DeliveryError, which reaches every campaign."""
     import paramiko
 
-    path, passphrase = (
-        settings.local(settings.sftp_key_file),
-        settings.sftp_key_passphrase.encode() or None,
-    )
+    path = settings.local(settings.sftp_key_file)
+    passphrase = settings.sftp_key_passphrase.encode() or None
     try:
         return paramiko.PKey.from_path(path, passphrase)  # type: ignore[arg-type]  # paramiko wants bytes
     except FileNotFoundError:
@@ -3959,7 +3959,7 @@ def client_class() -> type[Any]:
     return Client
 
 
-def told(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
+def attributes(client: Any, path: PurePosixPath) -> paramiko.SFTPAttributes | None:
     """What the server tells of a name, where anything may be lacking; None if it is not there.
 
     Some servers refuse to tell, or refuse it of a name that is not there: then the folder's list
@@ -3988,7 +3988,7 @@ def create(client: Any, path: PurePosixPath) -> bytes:
     try:
         _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_EXCL, nothing)
     except OSError as refused:
-        if type(refused) is not OSError or told(client, path):
+        if type(refused) is not OSError or attributes(client, path):
             raise
         _, reply = client._request(sftp.CMD_OPEN, str(path), flags | sftp.SFTP_FLAG_TRUNC, nothing)
     handle: bytes = reply.get_binary()
@@ -4079,7 +4079,7 @@ class DropFolders(SftpLogin):
     def size(self, path: PurePosixPath) -> int | None:
         """The size of a file in bytes, None if there is none."""
         with self._client(text("looking for {path}", path=path), LET_LIST) as client:
-            found = told(client, path)
+            found = attributes(client, path)
         if found and found.st_size is None:
             return self.read_back(path)[0]
         return found.st_size if found else None
@@ -4104,7 +4104,7 @@ class DropFolders(SftpLogin):
     def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> None:
         """Write chunks into a new file, every write acknowledged, and close it.
 
-        Whether it stands there is for `see` to tell: a refused or lost CLOSE says nothing about
+        Whether it stands there is for `wait_until_whole` to tell: a refused or lost CLOSE says nothing about
         that.
         """
         acknowledged = False
@@ -4121,7 +4121,7 @@ class DropFolders(SftpLogin):
             template = "the last byte was acknowledged, looking what is there: {reason}"
             log.warning(text(template, reason=error.message))
 
-    def see(self, temp: PurePosixPath, size_bytes: int) -> None:
+    def wait_until_whole(self, temp: PurePosixPath, size_bytes: int) -> None:
         """A file that was acknowledged whole stands there in its whole size: now, or a little later.
 
         Raises MayBeOut if it is gone: a dialer or server that takes files of any name has it.
@@ -4151,21 +4151,17 @@ class DropFolders(SftpLogin):
         return size, digest.hexdigest()
 
     def rename(
-        self,
-        temp: PurePosixPath,
-        final: PurePosixPath,
-        objection: Callable[[], PipelineError | None] = lambda: None,
+        self, temp: PurePosixPath, final: PurePosixPath, begin: Callable[[], None] = lambda: None
     ) -> None:
         """Plain rename, which OpenSSH refuses where final exists. posix_rename would overwrite it.
 
-        objection: asked last, with a channel in hand, since dialling and waiting for one take time;
-        what it answers is raised, and nothing was asked for.
+        begin: called last, with a channel in hand, since dialling and waiting for one take time;
+        where it raises, nothing was asked for.
         """
         doing = text("renaming {path} to {name}", path=temp, name=final.name)
         try:
             with self._client(doing, NO_RENAME) as client:
-                if late := objection():
-                    raise late
+                begin()
                 client.rename(str(temp), str(final))
         except DeliveryError as error:
             if isinstance(error.__cause__, PermissionError):
@@ -4322,27 +4318,23 @@ def rows_objection(
     past_rows: of the last delivered mailings. max_rows is not among these: an export that grows
     beyond it is stopped then and there.
     """
-    if not rows and rejected:
-        message = text("every row was rejected ({rows})", rows=rejected)
-        return Held(
-            message,
-            text("see in the _rejected.csv why; check the phones: and unique: lines and the query"),
-        )
-    if rows < (campaign.min_rows or 0):
-        template = "{contacts}, fewer than min_rows {least}"
-        return Held(text(template, contacts=contacts(rows), least=campaign.min_rows), CHECK_QUERY)
+    hint, found, most = CHECK_QUERY, contacts(rows), campaign.max_drop
     usual = statistics.median(past_rows) if past_rows else 0
-    most = campaign.max_drop
-    if most is not None and usual and (not rows or rows * 100 < usual * (100 - most)):
-        message = text(
-            "{contacts}, {share} below the usual {usual} (max_drop {most}%)",
-            contacts=contacts(rows),
-            share=f"{1 - rows / usual:.0%}",
-            usual=round(usual),
-            most=campaign.max_drop,
+    if not rows and rejected:
+        reason = text("every row was rejected ({rows})", rows=rejected)
+        hint = text(
+            "see in the _rejected.csv why; check the phones: and unique: lines and the query"
         )
-        return Held(message, CHECK_QUERY)
-    return None if rows else Empty(text("nobody to call"))
+    elif rows < (campaign.min_rows or 0):
+        template = "{contacts}, fewer than min_rows {least}"
+        reason = text(template, contacts=found, least=campaign.min_rows)
+    elif most is not None and usual and (not rows or rows * 100 < usual * (100 - most)):
+        template = "{contacts}, {share} below the usual {usual} (max_drop {most}%)"
+        share, usual = f"{1 - rows / usual:.0%}", round(usual)
+        reason = text(template, contacts=found, share=share, usual=usual, most=most)
+    else:
+        return None if rows else Empty(text("nobody to call"))
+    return Held(reason, hint)
 
 
 def time_objection(campaign: Campaign, stop: Stop, ignore_hours: bool) -> PipelineError | None:
@@ -4422,7 +4414,7 @@ class Line:
             remarks = self.remarks(campaign, mailing)
             if not session:
                 return self.publish(campaign, mailing, remarks)
-            self.judge_moment(campaign)
+            self.judge_moment(campaign, mailing)
             with changes_kept("perhaps"):
                 session.commit()
             with changes_kept("certainly"):
@@ -4481,15 +4473,12 @@ class Line:
         if objection := rows_objection(mailing.rows, mailing.rejected, campaign, past_rows):
             raise objection
         if not self.options.dry_run:
-            self.judge_moment(campaign)
+            self.judge_moment(campaign, mailing)
 
-    def judge_moment(self, campaign: Campaign) -> None:
-        """Still inside the campaign's hours and before the run's deadline.
-
-        Raises Held or Stopped.
-        """
-        if objection := time_objection(campaign, self.stop, self.options.ignore_hours):
-            raise objection
+    def judge_moment(self, campaign: Campaign | None, mailing: Mailing) -> None:
+        """Raise Held or Stopped if it is too late to publish the mailing."""
+        if late := self.too_late(mailing, campaign):
+            raise late
 
     def send(self, mailing: Mailing) -> None:
         """The mailing whole under a temp name, seen there and checked. One attempt.
@@ -4499,27 +4488,27 @@ class Line:
         blindly.
         """
         self.drops.reach()
-        if not mailing.is_whole:
-            self.drops.check_folder(mailing.folder)
-            if self.drops.size(mailing.final) is not None:
-                raise Held(text("{path} is already there", path=mailing.final), NOT_OVERWRITTEN)
-            self.note_new_temp(mailing)
         try:
             if not mailing.is_whole:
+                self.drops.check_folder(mailing.folder)
+                if self.drops.size(mailing.final) is not None:
+                    raise Held(text("{path} is already there", path=mailing.final), NOT_OVERWRITTEN)
+                self.note_new_temp(mailing)
                 self.drops.send(mailing.part, self._chunks(mailing))
                 mailing.is_whole = True
-            self.drops.see(mailing.part, mailing.size_bytes)
+            self.drops.wait_until_whole(mailing.part, mailing.size_bytes)
             if self.settings.sftp_verify == "hash":
                 self.verify(mailing)
         except (ConnectionLost, MayBeOut, Stopped):
             raise
         except BaseException as error:
-            if found := self.taken(mailing):
+            if found := self.withdraw_unpublished(mailing):
                 raise found from None
-            if mailing.state is State.WITHDRAWING and isinstance(error, PipelineError):
-                error.tries = NEVER
             mailing.is_whole = False
-            self.drop_temps(mailing)
+            if mailing.state is not State.WITHDRAWING:
+                self.drop_temps(mailing)
+            elif isinstance(error, PipelineError):
+                error.tries = NEVER
             raise
 
     def verify(self, mailing: Mailing) -> None:
@@ -4527,7 +4516,9 @@ class Line:
         try:
             arrived = self.drops.read_back(mailing.part, mailing.size_bytes)
         except DeliveryError:
-            self.drops.see(mailing.part, mailing.size_bytes)  # taken meanwhile: MayBeOut
+            self.drops.wait_until_whole(
+                mailing.part, mailing.size_bytes
+            )  # taken meanwhile: MayBeOut
             raise
         if arrived != (mailing.size_bytes, mailing.sha256):
             message = text("{path}: what arrived is not what was sent (SHA-256)", path=mailing.part)
@@ -4538,14 +4529,13 @@ class Line:
 
         From here on it may be out: a lost reply is settled by looking.
         """
-        why_late = functools.partial(self.too_late, mailing, campaign)
         left = mailing.temps > 1  # of earlier tries; the last one becomes the mailing
         try:
-            self._rename(mailing, why_late)
+            self._rename(mailing, campaign)
         except DeliveryError as error:
             template = "{campaign}: the rename is in doubt, looking: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
-            self.settle(mailing, why_late, error)
+            self.settle(mailing, campaign, error)
             left = True  # OpenSSH links, then unlinks
         told = "; ".join(remark.told(self.settings.language) for remark in remarks)
         self.ledger.note(
@@ -4554,16 +4544,14 @@ class Line:
 
     # What became of a rename that nobody saw
 
-    def settle(
-        self, mailing: Mailing, why_late: Callable[[], PipelineError | None], error: PipelineError
-    ) -> None:
+    def settle(self, mailing: Mailing, campaign: Campaign | None, error: PipelineError) -> None:
         """Find out whether a mailing was published by looking, and publish it if nothing else happened.
 
         Returns if it was. Raises why not (error itself, if nothing better is known) with the entry
         `exported` again; or, with the entry as it is, what keeps the program from knowing.
         """
         try:
-            published = self._retry(lambda: self._look(mailing, why_late), mailing.campaign)
+            published = self._retry(lambda: self._resolve(mailing, campaign), mailing.campaign)
         except DeliveryError as refused:
             if isinstance(refused, (ConnectionLost, MayBeOut)) or refused.wide:
                 raise
@@ -4573,8 +4561,8 @@ class Line:
             self.ledger.note(mailing, state=State.EXPORTED)
             raise error
 
-    def _look(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> bool:
-        """Whether the mailing was published.
+    def _resolve(self, mailing: Mailing, campaign: Campaign | None) -> bool:
+        """Whether the mailing is published now. One attempt.
 
         Only the temp there: it was not, and is renamed now unless late. Neither there: it was, and
         the dialer has taken it, unless we had begun to withdraw it. A temp beside the final name is
@@ -4590,29 +4578,25 @@ class Line:
             raise MayBeOut(WITHDRAWN if mailing.state is State.WITHDRAWING else GONE, NEVER_AGAIN)
         if final_size is None and mailing.state is not State.WITHDRAWING:
             with contextlib.suppress(Held, Stopped):  # too late
-                self._rename(mailing, why_late)
+                self._rename(mailing, campaign)
                 return True
         return self._withdraw(mailing)
 
-    def _rename(self, mailing: Mailing, why_late: Callable[[], PipelineError | None]) -> None:
+    def _rename(self, mailing: Mailing, campaign: Campaign | None) -> None:
         """Ask for the rename.
 
-        Raises DeliveryError; the ledger then says `exported` if certainly nothing happened.
-
-        Certain is: every rename of this mailing was answered by a refusal, and its temp can still
-        be read. Raises what why_late says, by the clock as late as can be; the entry then is what
-        it was.
+        Raises what `too_late` says, by the clock as late as can be; the entry then is what it was.
+        Raises DeliveryError; the ledger then says `exported` if certainly nothing happened: every
+        rename of this mailing was answered by a refusal, and its temp can still be read.
         """
 
-        def objection() -> PipelineError | None:
-            late = why_late()
-            if not late:
-                self.ledger.note(mailing, state=State.PUBLISHING)
-                self.ledger.still_ours(mailing)
-            return late
+        def begin() -> None:
+            self.judge_moment(campaign, mailing)
+            self.ledger.note(mailing, state=State.PUBLISHING)
+            self.ledger.still_ours(mailing)
 
         try:
-            self.drops.rename(mailing.part, mailing.final, objection)
+            self.drops.rename(mailing.part, mailing.final, begin)
         except DeliveryError as error:
             mailing.unanswered |= isinstance(error, ConnectionLost) or error.wide
             with contextlib.suppress(DeliveryError):
@@ -4653,7 +4637,7 @@ class Line:
         return published
 
     def too_late(self, mailing: Mailing, campaign: Campaign | None) -> PipelineError | None:
-        """Why a rename may not be done now; None if it may."""
+        """Why a mailing, of this run or an earlier one, may not be published now; None if it may."""
         if campaign is None:
             return Held(text("its campaign is gone"))
         if campaign.folder != mailing.folder:
@@ -4692,32 +4676,33 @@ class Line:
                 bug(error)
 
     def _settle_leftover(self, mailing: Mailing, campaign: Campaign | None) -> None:
-        if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
-            mailing.unanswered = True
-            why_late = functools.partial(self.too_late, mailing, campaign)
-            error = why_late() or Held(text("it was withdrawn"))
-            try:
-                self.settle(mailing, why_late, error)
-                self._conclude_leftover(mailing, State.DELIVERED)
-            except MayBeOut as unknown:
-                self._conclude_leftover(mailing, State.IN_DOUBT, unknown)
-            except (Held, DeliveryError) as refused:
-                if mailing.state in MAY_BE_OUT:
-                    raise
-                told = text("not published: {reason}", reason=refused.message)
-                self._conclude_leftover(mailing, State.FAILED, PipelineError(told, refused.hint))
-        elif mailing.state in (State.CLAIMED, State.EXPORTED):
-            told = text("the run was interrupted before publishing")
-            self._conclude_leftover(mailing, State.FAILED, PipelineError(told))
+        if mailing.state in UNSETTLED:
+            state, error = self._fate(mailing, campaign)
+            outcome = error.message if error else text(state)
+            template, name = "{campaign}: {file} of an earlier run: {outcome}", mailing.campaign
+            log.warning(text(template, campaign=name, file=mailing.file, outcome=outcome))
+            told = as_told(error, self.settings.language)
+            self.ledger.note(mailing, state=state, pc=PC, **told)
         self.drop_temps(mailing)
 
-    def _conclude_leftover(
-        self, mailing: Mailing, state: State, error: PipelineError | None = None
-    ) -> None:
-        template = "{campaign}: {file} of an earlier run: {outcome}"
-        outcome = error.message if error else text(state)
-        log.warning(text(template, campaign=mailing.campaign, file=mailing.file, outcome=outcome))
-        self.ledger.note(mailing, state=state, pc=PC, **as_told(error, self.settings.language))
+    def _fate(
+        self, mailing: Mailing, campaign: Campaign | None
+    ) -> tuple[State, PipelineError | None]:
+        """What became of a mailing that an earlier run left on its way."""
+        if mailing.state not in MAY_BE_OUT:
+            return State.FAILED, PipelineError(text("the run was interrupted before publishing"))
+        mailing.unanswered = True
+        error = self.too_late(mailing, campaign) or Held(text("it was withdrawn"))
+        try:
+            self.settle(mailing, campaign, error)
+            return State.DELIVERED, None
+        except MayBeOut as unknown:
+            return State.IN_DOUBT, unknown
+        except (Held, DeliveryError) as refused:
+            if mailing.state in MAY_BE_OUT:
+                raise
+            told = text("not published: {reason}", reason=refused.message)
+            return State.FAILED, PipelineError(told, refused.hint)
 
     # Temps on the server
 
@@ -4728,19 +4713,23 @@ class Line:
         temp = str(folder / self.settings.sftp_temp_name)
         self.ledger.note(mailing, temp=temp, temp_id=first, temps=mailing.temps + 1)
 
-    def taken(self, mailing: Mailing) -> MayBeOut | None:
+    def withdraw_unpublished(self, mailing: Mailing) -> MayBeOut | None:
         """Take a whole temp away that is not to be published any more; what to say if somebody took it before.
 
+        Looked for first: a removal that is refused, or whose answer is lost, tells nothing of that.
         Where the server cannot be asked, the next run withdraws it: a dialer that takes any name
         may have it. A mailing without an entry of ours is left alone: its entry may know more.
         """
         if mailing.state is not State.EXPORTED or not mailing.is_whole or not mailing.id:
             return None
+        was_there = False
         try:
-            return None if self.drops.remove(mailing.part) else gone(mailing.part)
+            was_there = self.drops.size(mailing.part) is not None
+            return None if was_there and self.drops.remove(mailing.part) else gone(mailing.part)
         except PipelineError as error:
             if error.wide or isinstance(error, (ConnectionLost, Stopped)):
-                self.drop_temps(mailing)
+                if was_there:
+                    self.drop_temps(mailing)
                 if mailing.temps:
                     self.ledger.note(mailing, state=State.WITHDRAWING)
             return None  # where it was refused, drop_temps tries again, and says so
@@ -5330,7 +5319,7 @@ class Run:
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
             error = None
         if error:
-            error = line.taken(mailing) or error
+            error = line.withdraw_unpublished(mailing) or error
             mailing.error, mailing.state = error, state_after(mailing, error)
         if mailing.began_s:
             mailing.seconds = round(line.stop.clock.steady_s() - mailing.began_s, 3)
@@ -5696,7 +5685,7 @@ def check_folder(drops: DropFolders, folder: PurePosixPath) -> Text:
     try:
         drops.size(renamed)  # of a file that is not there
         drops.send(probe, [PROBE])
-        drops.see(probe, len(PROBE))
+        drops.wait_until_whole(probe, len(PROBE))
         if settings.sftp_verify == "hash":
             drops.read_back(probe)
         drops.rename(probe, renamed)

@@ -384,6 +384,20 @@ def test_a_password_that_is_refused_later_is_sent_by_one_worker_alone(rig: Rig) 
         assert server.passwords_seen == 2, rig.log()
 
 
+@pytest.mark.parametrize("workers", [1, 6])
+def test_a_password_that_is_hung_up_on_later_is_sent_twice_whoever_dials(rig: Rig, workers: int) -> None:
+    """34: as at the first login; several workers must not try it twice each."""
+    rig.settings(QUERY_WORKERS=workers)
+    rig.campaigns(*(f"c{number}" for number in range(8)))
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("open", "cut", 3)
+        later(server, "password", "hang up", skip=1, times=ALWAYS)
+        program = rig.run()
+        assert program.code == 6
+        assert "SFTP_PASSWORD" in program.output
+        assert server.passwords_seen == 3, rig.log()
+
+
 @pytest.mark.parametrize("where", ["session", "subsystem", "init"])
 @pytest.mark.parametrize("does", ["refuse", "hang", "cut"])
 @pytest.mark.parametrize("times", [1, ALWAYS], ids=["once", "always"])

@@ -409,14 +409,25 @@ def test_where_looking_is_forbidden_after_a_rename_in_doubt_nothing_is_sent_agai
         rig.delivered("alfa")
 
 
-def test_a_whole_temp_that_is_gone_when_a_late_mailing_s_temp_is_dropped_is_in_doubt(rig: Rig) -> None:
-    """48, 75: a dialer that takes any name took it between the look and the deadline."""
+@pytest.mark.parametrize(
+    ("request_name", "does", "times"),
+    [("remove", "", 0), ("remove", "refuse", ALWAYS), ("remove", "do, then cut", 1), ("stat", "cut", 1)],
+    ids=["no such file", "FAILURE", "removal lost", "look lost"],
+)
+def test_a_whole_temp_that_is_gone_when_a_late_mailing_s_temp_is_dropped_is_in_doubt(
+    rig: Rig, request_name: str, does: str, times: int
+) -> None:
+    """48, 75: a dialer that takes any name took it between the look and the deadline.
+
+    Some servers answer FAILURE for a name that is not there; and a removal whose answer is lost says nothing.
+    """
     rig.campaign("alfa", ROWS)
-    with rig.faulty_server(), rig.dialer():
+    with rig.faulty_server() as server, rig.dialer():
         program = rig.start(stop_at="before:Line.publish")
         assert program.wait_until_stopped()
         for temp in rig.stage.drop("alfa").iterdir():
             temp.unlink()
+        server.commits(request_name, does, times, path=".part-")
         rig.clock.jump(52 * 60)
         program.send(signal.SIGCONT)
         program.wait()
@@ -424,6 +435,21 @@ def test_a_whole_temp_that_is_gone_when_a_late_mailing_s_temp_is_dropped_is_in_d
         rig.run()
         rig.delivered(settled=False)
         assert rig.states() == {"alfa": "in doubt"}
+
+
+def test_a_faulty_temp_whose_removal_is_lost_twice_is_withdrawn_by_the_next_run(rig: Rig) -> None:
+    """41: nobody knows whether a dialer had it before; it is settled as any other doubt."""
+    rig.campaign("alfa", ROWS)
+    rig.settings(SFTP_VERIFY="hash")
+    with rig.faulty_server() as server, rig.dialer():
+        server.commits("write", "flip", at_byte=SIZE // 2)
+        server.commits("remove", "cut", 2)
+        assert rig.run().code == 4
+        assert rig.states() == {"alfa": "withdrawing"}
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert rig.leftovers() == []
+        assert "a bug" not in rig.log()
 
 
 def test_a_whole_temp_that_is_gone_when_the_server_cannot_be_asked_is_in_doubt(rig: Rig) -> None:

@@ -309,7 +309,7 @@ def test_a_whole_temp_that_is_gone_is_in_doubt_also_when_the_run_is_stopped_at_t
 ) -> None:
     """A dialer that takes files of any name has it, and Ctrl+C comes while the program looks a second time."""
     stage.query("10_a", "SELECT 1 AS n")
-    see, taken = mp.DropFolders.see, []
+    look, taken = mp.DropFolders.wait_until_whole, []
 
     def stopped(drops: mp.DropFolders, temp: Any, size_bytes: int) -> None:
         if not taken:
@@ -317,9 +317,9 @@ def test_a_whole_temp_that_is_gone_is_in_doubt_also_when_the_run_is_stopped_at_t
             taken.append(path.read_bytes())
             path.unlink()
             drops.stop.end(mp.BY_OPERATOR)
-        see(drops, temp, size_bytes)
+        look(drops, temp, size_bytes)
 
-    monkeypatch.setattr(mp.DropFolders, "see", stopped)
+    monkeypatch.setattr(mp.DropFolders, "wait_until_whole", stopped)
     assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
     assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
     assert stage.files("a") == [] and len(taken) == 1
@@ -344,7 +344,7 @@ def test_a_temp_of_another_size_that_somebody_takes_is_never_sent_again(
             raise mp.ConnectionLost(mp.text("login"), tries=mp.AGAIN)
         return remove(drops, path)
 
-    monkeypatch.setattr(mp.DropFolders, "see", another_size)
+    monkeypatch.setattr(mp.DropFolders, "wait_until_whole", another_size)
     monkeypatch.setattr(mp.DropFolders, "remove", removed)
     assert stage.deliver(now=NOON).verdicts == {"a": "in doubt"}
     monkeypatch.setattr(mp.DropFolders, "remove", remove)
