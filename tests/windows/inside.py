@@ -220,9 +220,9 @@ class Probes:
         rehearsal = self.program.Options(dry_run=True)
         run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), None), files)
         run.plan()
-        for at, campaign in enumerate(files.campaigns):
-            run._begin(campaign, at)
-        return [mailing.file.lower() for mailing in run.mailings]
+        for campaign in files.campaigns:
+            run._begin(campaign)
+        return [mailing.file.lower() for mailing in run.mailings.values()]
 
     def a_code_that_windows_lacks(self) -> dict[str, Any]:
         """%-d in config.env, and in one of two query files."""
