@@ -5107,7 +5107,9 @@ class Run:
                     worker.join(0.5)
         except KeyboardInterrupt:
             line.stop.end(BY_OPERATOR)
-            self._let_end(workers)
+            wait_for_all(workers, INTERRUPT_GRACE_S)  # a rename that is under way may end
+            line.drops.shut()
+            wait_for_all(workers, INTERRUPT_GRACE_S)
 
     def end(self) -> None:
         """What no worker could bring to an end gets its outcome from what is noted; connections are closed."""
@@ -5131,28 +5133,24 @@ class Run:
 
     def _outcome_before_start(self, campaign: Campaign) -> Mailing:
         """A mailing that is due, or that has its outcome already."""
-        line, options = self.line, self.line.options
+        line, options, language = self.line, self.line.options, self.line.settings.language
         mailing = self._undecided(campaign)
         before = line.ledger.in_slot(line.slot, campaign.name)
-        resend = options.resend and all(entry.id in self._settled for entry in before)
         # a rehearsal runs it all the same, and says so afterwards
         at_any_hour = options.ignore_hours or options.dry_run
-        reason = None if at_any_hour else campaign.hours.why_not(line.stop.start)
         if any(entry.state in MAY_BE_OUT for entry in before):
-            mailing.state = State.IN_DOUBT
             message = text("the server does not tell what became of this slot's mailing")
-            mailing.error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
-        elif before and not resend:
-            mailing = already(before[-1])
-        elif reason and not before:
-            mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
-        elif before:
-            mailing.resend = True
-        elif verdict := self._verdict_elsewhere(campaign):
-            return verdict
-        if mailing.error:
-            mailing.message, mailing.hint = as_told(mailing.error, line.settings.language).values()
-        return mailing
+            error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
+            mailing.state, mailing.error = State.IN_DOUBT, error
+            mailing.message, mailing.hint = as_told(error, language).values()
+            return mailing
+        if before:
+            mailing.resend = options.resend and all(entry.id in self._settled for entry in before)
+            return mailing if mailing.resend else already(before[-1])
+        if not at_any_hour and (reason := campaign.hours.why_not(line.stop.start)):
+            mailing.state, mailing.message = State.NOT_DUE, reason.told(language)
+            return mailing
+        return self._verdict_elsewhere(campaign) or mailing
 
     def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
         """What another PC's guards said of it; for a manual run, since it began."""
@@ -5360,12 +5358,6 @@ class Run:
             log.error(error.message)
         except Exception as error:
             self.line.drops.down = bug(error)
-
-    def _let_end(self, workers: Sequence[threading.Thread]) -> None:
-        """After Ctrl+C: a rename that is under way may end, and no more."""
-        wait_for_all(workers, INTERRUPT_GRACE_S)
-        self.line.drops.shut()
-        wait_for_all(workers, INTERRUPT_GRACE_S)
 
 
 def wait_for_all(threads: Iterable[threading.Thread], seconds: float) -> None:
@@ -5788,7 +5780,6 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
     if urls := settings.alert_urls.split():
         import apprise
 
-        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
         numbers = [
             str(number)
             for number, url in enumerate(urls, 1)
@@ -6376,7 +6367,6 @@ def send_alert(urls: str, title: str, body: str) -> None:
     def send() -> object:
         import apprise
 
-        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
         plain = apprise.NotifyFormat.TEXT
         return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
@@ -6459,7 +6449,7 @@ def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
 
 def config_path(named: str | None) -> Path:
     """The settings: what --config names, or config.env beside the program."""
-    return Path(named or Path(__file__).absolute().parent / "config.env").absolute()
+    return Path(named or Path(__file__).with_name("config.env")).absolute()
 
 
 def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
@@ -6602,8 +6592,6 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
-    paramiko = logging.getLogger("paramiko")
-    paramiko.setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
 
 
 def make_console(options: Options) -> Console | None:
@@ -6649,11 +6637,10 @@ def show(
 
 def missing_packages() -> list[str]:
     """The packages that this Python lacks, by the names that pip knows."""
-    needed = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
-    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich", "apprise")}
-    return [
-        package for module, package in needed.items() if importlib.util.find_spec(module) is None
-    ]
+    modules = ["psycopg", "dotenv", "paramiko", "pandas", "pyarrow", "rich", "apprise"]
+    packages = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
+    missing = (module for module in modules if importlib.util.find_spec(module) is None)
+    return [packages.get(module, module) for module in missing]
 
 
 def load(options: Options, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
@@ -6783,6 +6770,8 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
+    for library in ("paramiko", "apprise"):  # what they log may quote; what matters they return
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     # Workers mostly wait for a server, and then up to 5 ms for the interpreter: a tenth of a run
     sys.setswitchinterval(0.0005)
     environ = os.environ if environ is None else environ
