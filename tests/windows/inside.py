@@ -218,7 +218,8 @@ class Probes:
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
         files = self.program.load_campaigns(folder, self.settings)
         rehearsal = self.program.Options(dry_run=True)
-        run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), None), files)
+        ledger = self.program.Ledger(self.program.IN_MEMORY, self.clock)
+        run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), ledger), files)
         run.plan()
         for campaign in files.campaigns:
             run._begin(campaign)
