@@ -4930,12 +4930,6 @@ def closing_line(code: ExitCode) -> Text:
     return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
 
 
-def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = None) -> Report:
-    """The report of a run that ends now."""
-    seconds = (stop.clock.now() - stop.start).total_seconds()
-    return Report(stop.start, seconds, tuple(mailings), folder)
-
-
 def written(number: str, language: str) -> str:
     """1,234.5 as that language writes it."""
     return number.translate(str.maketrans(",.", ".,")) if language == "pt" else number
@@ -5126,6 +5120,12 @@ class Run:
         self.line.database.close()
         self.line.drops.close()
 
+    def report(self, folder: Path | None = None) -> Report:
+        """What the run did until now; folder: of a rehearsal's CSVs."""
+        stop = self.line.stop
+        seconds = (stop.clock.now() - stop.start).total_seconds()
+        return Report(stop.start, seconds, tuple(self.mailings.values()), folder)
+
     def _undecided(self, campaign: Campaign) -> Mailing:
         return Mailing(
             campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder
@@ -5163,7 +5163,10 @@ class Run:
         return verdict
 
     def _begin(self, campaign: Campaign) -> Mailing | None:
-        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
+        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile.
+
+        Where the ledger is this PC's own, a second call changes nothing.
+        """
         line, ledger, name = self.line, self.line.ledger, campaign.name
         if ledger.is_shared:
             line.settle_campaign(name, campaign)
@@ -5473,7 +5476,7 @@ def run(
                 if not stop.error:
                     watch_pickups(this)
             this.end()
-        return report_now(stop, this.mailings.values())
+        return this.report()
 
 
 def rehearse(
@@ -5504,7 +5507,7 @@ def rehearse(
             is_out = campaign.name in delivered
             remarks = rehearsal_remarks(campaign, mailing, stop, options, is_out)
             mailing.message = "; ".join(remark.told(settings.language) for remark in remarks)
-    return report_now(stop, this.mailings.values(), folder)
+    return this.report(folder)
 
 
 def look_back(settings: Settings, clock: Clock, mailings: Iterable[Mailing]) -> set[str]:
@@ -6007,11 +6010,9 @@ class DayGrid:
     @property
     def todays(self) -> dict[str, Trouble]:
         """Today's latest trouble of each campaign, and of whole runs."""
-        latest = {}
-        for trouble in reversed(self.troubles):
-            if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
-                latest[trouble.entry.campaign] = trouble
-        return latest
+        today = f"{self.now:%Y-%m-%d}"
+        todays = [trouble for trouble in self.troubles if trouble.entry.slot[:10] == today]
+        return {trouble.entry.campaign: trouble for trouble in reversed(todays)}
 
     @property
     def attention(self) -> dict[str, State]:
