@@ -4365,13 +4365,17 @@ NEVER_AGAIN = text(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What kind of run the command line asks for."""
+    """What the command line asks for."""
 
     dry_run: bool = False
+    check: bool = False
+    status: bool = False
     scheduled: bool = False
-    only: tuple[str, ...] = ()
+    only: Sequence[str] = ()
     resend: bool = False
     ignore_hours: bool = False
+    config: str | None = None
+    json: bool = False
 
 
 class Line:
@@ -4858,11 +4862,14 @@ def worst(errors: Sequence[PipelineError], passed: Collection[ExitCode] = ()) ->
 class Report:
     """What a run did."""
 
-    slot: str
     start: datetime
     seconds: float
     mailings: tuple[Mailing, ...]
     folder: Path | None = None  # of the CSVs of a rehearsal
+
+    @property
+    def slot(self) -> str:
+        return slot_of(self.start)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -4901,12 +4908,6 @@ def code_json(code: ExitCode) -> dict[str, Any]:
 def closing_line(code: ExitCode) -> Text:
     """The last thing that every call says."""
     return text("exit code {code}: {meaning}", code=str(code.value), meaning=code.meaning)
-
-
-def report_now(stop: Stop, mailings: Iterable[Mailing], folder: Path | None = None) -> Report:
-    """The report of a run that ends now."""
-    seconds = (stop.clock.now() - stop.start).total_seconds()
-    return Report(slot_of(stop.start), stop.start, seconds, tuple(mailings), folder)
 
 
 def written(number: str, language: str) -> str:
@@ -5002,7 +5003,7 @@ def progress_table(mailings: Iterable[Mailing], now_s: float, language: str) -> 
 
 
 def live_progress(
-    console: Console | None, mailings: Sequence[Mailing], language: str, clock: Clock
+    console: Console | None, mailings: Collection[Mailing], language: str, clock: Clock
 ) -> contextlib.AbstractContextManager[object]:
     """On a terminal, a line per campaign that shows what is going on, until the block ends."""
     if console is None or not console.is_terminal or not mailings:
@@ -5034,8 +5035,8 @@ class Run:
 
     def __init__(self, line: Line, files: QueryFiles) -> None:
         self.line, self.files = line, files
-        self.mailings: list[Mailing] = []
-        self._waiting: list[tuple[Campaign, int]] = []  # and where its mailing stands in `mailings`
+        self.mailings: dict[str, Mailing] = {}  # by campaign; a broken query's by its file
+        self._waiting: dict[str, Campaign] = {}  # by name, in file order
         self._taking, self._naming = threading.Lock(), threading.Lock()
         self._query_turns = threading.Semaphore(line.settings.query_workers)
         self._names: set[str] = set()  # of this run's mailings
@@ -5054,10 +5055,9 @@ class Run:
         self._settled = retry(look, LEDGER_PATIENCE, self.line.stop, "ledger")
         first_look = self._undecided if ledger.is_shared else self._outcome_before_start
         for campaign in self.files.campaigns:
-            mailing = first_look(campaign)
+            mailing = self.mailings[campaign.name] = first_look(campaign)
             if mailing.state is State.CLAIMED:
-                self._waiting.append((campaign, len(self.mailings)))
-            self.mailings.append(mailing)
+                self._waiting[campaign.name] = campaign
         for broken in self.files.broken:
             self._fail_broken(broken)
 
@@ -5081,14 +5081,16 @@ class Run:
                     worker.join(0.5)
         except KeyboardInterrupt:
             line.stop.end(BY_OPERATOR)
-            self._let_end(workers)
+            wait_for_all(workers, INTERRUPT_GRACE_S)  # a rename that is under way may end
+            line.drops.shut()
+            wait_for_all(workers, INTERRUPT_GRACE_S)
 
     def end(self) -> None:
         """What no worker could bring to an end gets its outcome from what is noted; connections are closed."""
         error = self.line.stop.error or self._error or Stopped(text("the run was stopped"))
-        for campaign, at in self._waiting:
-            self._give_up(campaign, at, error)
-        for mailing in self.mailings:
+        for campaign in list(self._waiting.values()):
+            self._give_up(campaign, error)
+        for mailing in self.mailings.values():
             if mailing.state in UNSETTLED:
                 with contextlib.suppress(LocalFault):
                     self._conclude(mailing, error)
@@ -5098,6 +5100,12 @@ class Run:
         self.line.database.close()
         self.line.drops.close()
 
+    def report(self, folder: Path | None = None) -> Report:
+        """What the run did until now; folder: of a rehearsal's CSVs."""
+        stop = self.line.stop
+        seconds = (stop.clock.now() - stop.start).total_seconds()
+        return Report(stop.start, seconds, tuple(self.mailings.values()), folder)
+
     def _undecided(self, campaign: Campaign) -> Mailing:
         return Mailing(
             campaign=campaign.name, slot=self.line.slot, state=State.CLAIMED, folder=campaign.folder
@@ -5105,31 +5113,24 @@ class Run:
 
     def _outcome_before_start(self, campaign: Campaign) -> Mailing:
         """A mailing that is due, or that has its outcome already."""
-        line, options = self.line, self.line.options
+        line, options, language = self.line, self.line.options, self.line.settings.language
         mailing = self._undecided(campaign)
         before = line.ledger.in_slot(line.slot, campaign.name)
-        resend = options.resend and all(entry.id in self._settled for entry in before)
+        # a rehearsal runs it all the same, and says so afterwards
+        at_any_hour = options.ignore_hours or options.dry_run
         if any(entry.state in MAY_BE_OUT for entry in before):
-            mailing.state = State.IN_DOUBT
             message = text("the server does not tell what became of this slot's mailing")
-            mailing.error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
-        elif before and not resend:
-            mailing = already(before[-1])
-        elif (reason := self._why_not_due(campaign)) and not before:
-            mailing.state, mailing.message = State.NOT_DUE, reason.told(line.settings.language)
-        elif before:
-            mailing.resend = True
-        elif verdict := self._verdict_elsewhere(campaign):
-            return verdict
-        if mailing.error:
-            mailing.message, mailing.hint = as_told(mailing.error, line.settings.language).values()
-        return mailing
-
-    def _why_not_due(self, campaign: Campaign) -> Text | None:
-        """Why a campaign does not run now; a rehearsal runs it all the same, and says so afterwards."""
-        if self.line.options.ignore_hours or self.line.options.dry_run:
-            return None
-        return campaign.hours.why_not(self.line.stop.start)
+            error = DeliveryError(message, IN_DOUBT_HINT, wide=line.drops.down is not None)
+            mailing.state, mailing.error = State.IN_DOUBT, error
+            mailing.message, mailing.hint = as_told(error, language).values()
+            return mailing
+        if before:
+            mailing.resend = options.resend and all(entry.id in self._settled for entry in before)
+            return mailing if mailing.resend else already(before[-1])
+        if not at_any_hour and (reason := campaign.hours.why_not(line.stop.start)):
+            mailing.state, mailing.message = State.NOT_DUE, reason.told(language)
+            return mailing
+        return self._verdict_elsewhere(campaign) or mailing
 
     def _verdict_elsewhere(self, campaign: Campaign) -> Mailing | None:
         """What another PC's guards said of it; for a manual run, since it began."""
@@ -5141,21 +5142,22 @@ class Run:
             verdict.error = Held(text("{message}", message=verdict.message))
         return verdict
 
-    def _begin(self, campaign: Campaign, at: int) -> Mailing | None:
-        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile."""
-        line, ledger = self.line, self.line.ledger
+    def _begin(self, campaign: Campaign) -> Mailing | None:
+        """The mailing of a campaign that we hold, claimed; None if another PC has brought it meanwhile.
+
+        Where the ledger is this PC's own, a second call changes nothing.
+        """
+        line, ledger, name = self.line, self.line.ledger, campaign.name
         if ledger.is_shared:
-            line.settle_campaign(campaign.name, campaign)
-            if not ledger.unsettled(campaign.name):
-                line.drop_temps(self.mailings[at])  # what we were sending while we lost it
-            self.mailings[at] = self._outcome_before_start(campaign)
-        mailing = self.mailings[at]
+            line.settle_campaign(name, campaign)
+            if not ledger.unsettled(name):
+                line.drop_temps(self.mailings[name])  # what we were sending while we lost it
+            self.mailings[name] = self._outcome_before_start(campaign)
+        mailing = self.mailings[name]
         if mailing.state is not State.CLAIMED:
-            if mailing.pc:
-                who, state = campaign.name, text(mailing.state)
-                log.info(
-                    text("{campaign}: {state} ({pc})", campaign=who, state=state, pc=mailing.pc)
-                )
+            if pc := mailing.pc:
+                told = "{campaign}: {state} ({pc})"
+                log.info(text(told, campaign=name, state=text(mailing.state), pc=pc))
             return None
         if not mailing.file:
             self._claim(campaign, mailing)
@@ -5181,35 +5183,30 @@ class Run:
         """A query file with faults fails, as a campaign does."""
         ledger, error = self.line.ledger, PipelineError(in_a_row(broken.told), BROKEN_HINT)
         mailing = Mailing(campaign=broken.name, slot=self.line.slot, state=State.CLAIMED)
-        self.mailings.append(mailing)
+        self.mailings[broken.source] = mailing
         with contextlib.suppress(ClaimLost), ledger.holding(broken.name) as ours:
             if ours:
                 ledger.claim(mailing)
             self._conclude(mailing, error)
         if mailing.state is State.CLAIMED:  # the ledger was lost meanwhile
-            self._conclude_unnoted(-1, error)
+            self._conclude_unnoted(mailing, error)
 
-    def _next(self) -> tuple[Campaign, int, contextlib.ExitStack] | None:
+    def _next(self) -> tuple[Campaign, contextlib.ExitStack] | None:
         """The next campaign in file order that no other PC holds, with its turn to query; None if there is none."""
-        stop = self.line.stop
+        ledger, stop = self.line.ledger, self.line.stop
         with self._taking:
             while self._waiting and not self._error:
                 with contextlib.ExitStack() as turn:
                     turn.enter_context(stop.turn(self._query_turns))
-                    if (place := self._hold()) is not None:
-                        campaign, at = self._waiting.pop(place)
-                        if not self.line.ledger.is_shared:
+                    hold = functools.partial(ledger.hold, list(self._waiting))
+                    if held := retry(hold, LEDGER_PATIENCE, stop, "ledger"):
+                        campaign = self._waiting.pop(held)
+                        if not ledger.is_shared:
                             # here, so that names and entries are in file order
-                            self._begin(campaign, at)
-                        return campaign, at, turn.pop_all()
+                            self._begin(campaign)
+                        return campaign, turn.pop_all()
                 stop.sleep(LEDGER_POLL_S)
         return None
-
-    def _hold(self) -> int | None:
-        """Which of those that wait is ours now; None if other PCs hold them all."""
-        ledger, names = self.line.ledger, [campaign.name for campaign, _ in self._waiting]
-        held = retry(lambda: ledger.hold(names), LEDGER_PATIENCE, self.line.stop, "ledger")
-        return names.index(held) if held else None
 
     def _work(self) -> None:
         """A worker's life: one mailing after the other.
@@ -5224,35 +5221,31 @@ class Run:
         except Exception as error:
             self._error = bug(error)
 
-    def _bring(self, campaign: Campaign, at: int, turn: contextlib.ExitStack) -> None:
+    def _bring(self, campaign: Campaign, turn: contextlib.ExitStack) -> None:
         """A campaign that we hold, to its outcome; to the end of the queue again if we lose it meanwhile."""
-        lost = False
+        name, lost = campaign.name, False
         try:
             with turn:
-                if mailing := self._begin(campaign, at):
-                    self._bring_mailing(campaign, mailing, turn)
+                if mailing := self._begin(campaign):
+                    self._conclude(mailing, self._attempt(campaign, mailing, turn))
         except ClaimLost as error:
-            who, message = campaign.name, error.message
-            log.warning(text("{campaign}: {message}", campaign=who, message=message))
-            self._losses[campaign.name] += 1
-            lost = self._losses[campaign.name] < MOST_LOSSES
+            log.warning(text("{campaign}: {message}", campaign=name, message=error.message))
+            self._losses[name] += 1
+            lost = self._losses[name] < MOST_LOSSES
             if not lost:
-                self._conclude_unnoted(at, error)
+                self._conclude_unnoted(self.mailings[name], error)
         except PipelineError as error:
-            self._conclude_unnoted(at, error)
+            self._conclude_unnoted(self.mailings[name], error)
         except Exception as error:
-            self._conclude_unnoted(at, bug(error))
-        self.line.ledger.release(campaign.name)
+            self._conclude_unnoted(self.mailings[name], bug(error))
+        self.line.ledger.release(name)
         if lost:  # not before it is released, or another worker of ours may hold it by then
-            self._waiting.append((campaign, at))
+            self._waiting[name] = campaign
 
-    def _bring_mailing(
+    def _attempt(
         self, campaign: Campaign, mailing: Mailing, turn: contextlib.ExitStack
-    ) -> None:
-        """The ladder: everything that may go wrong with a mailing ends here.
-
-        Raises what `_conclude` raises.
-        """
+    ) -> PipelineError | None:
+        """What kept a claimed mailing from its final name; None: nothing. Raises ClaimLost."""
         line, clock = self.line, self.line.stop.clock
         mailing.began_s = clock.steady_s()
         try:
@@ -5261,7 +5254,6 @@ class Run:
                 line.database.reach()
                 raise line.drops.down
             line.bring(campaign, mailing, turn)
-            self._conclude(mailing, None)
         except ClaimLost:
             raise
         except PipelineError as error:
@@ -5270,30 +5262,31 @@ class Run:
                     server.down = error
             # At the deadline it is the watchdog that breaks the connection.
             ended = line.stop.error if isinstance(error, ConnectionLost) else None
-            self._conclude(mailing, ended or error)
+            return ended or error
         except Exception as error:
-            self._conclude(mailing, bug(error))
+            return bug(error)
+        return None
 
-    def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
+    def _give_up(self, campaign: Campaign, error: PipelineError) -> None:
         """What nobody took up before this run's end; another PC may still be at work on it."""
         try:
             if isinstance(self._error, ClaimLost):
                 raise self._error  # not once more for each campaign
             with self.line.ledger.holding(campaign.name) as ours:
                 if ours:
-                    if mailing := self._begin(campaign, at):
+                    if mailing := self._begin(campaign):
                         self._conclude(mailing, error)
                     return
             busy = text("another PC was still at work on it when this run ended")
             error = Stopped(busy, SEE_PAGE)
         except PipelineError as fault:
             self._error = fault
-        self._conclude_unnoted(at, error)
+        self._conclude_unnoted(self.mailings[campaign.name], error)
 
-    def _conclude_unnoted(self, at: int, error: PipelineError) -> None:
+    def _conclude_unnoted(self, mailing: Mailing, error: PipelineError) -> None:
         """The outcome of what could not be claimed (again); an earlier entry of it is for others to conclude."""
-        self.mailings[at].id = 0
-        self._conclude(self.mailings[at], error)
+        mailing.id = 0
+        self._conclude(mailing, error)
 
     def _look_again(self) -> None:
         """What did not come through here another PC may have brought meanwhile.
@@ -5301,19 +5294,18 @@ class Run:
         That this PC's query file has a fault stays so.
         """
         before = self._settled if self.line.options.resend else set()
-        sound = {campaign.name for campaign in self.files.campaigns}
-        for at, mailing in enumerate(self.mailings):
-            if mailing.state in (State.FAILED, State.IN_DOUBT) and mailing.campaign in sound:
-                found = self.line.ledger.in_slot(mailing.slot, mailing.campaign)
+        for name in (campaign.name for campaign in self.files.campaigns):
+            if self.mailings[name].state in (State.FAILED, State.IN_DOUBT):
+                found = self.line.ledger.in_slot(self.line.slot, name)
                 if found and found[-1].state is State.DELIVERED and found[-1].id not in before:
-                    self.mailings[at] = already(found[-1])
+                    self.mailings[name] = already(found[-1])
 
     def _conclude(self, mailing: Mailing, error: PipelineError | None) -> None:
         """A mailing's outcome, in record, ledger and log.
 
         Raises ClaimLost: it is others' then; LocalFault if a withdrawal could not be noted.
         """
-        line, language = self.line, self.line.settings.language
+        line = self.line
         if error and mailing.state is State.DELIVERED:
             template = "{campaign}: after its delivery: {reason}"
             log.warning(text(template, campaign=mailing.campaign, reason=error.message))
@@ -5321,25 +5313,23 @@ class Run:
         if error:
             error = line.withdraw_unpublished(mailing) or error
             mailing.error, mailing.state = error, state_after(mailing, error)
+            mailing.message, mailing.hint = as_told(error, line.settings.language).values()
         if mailing.began_s:
             mailing.seconds = round(line.stop.clock.steady_s() - mailing.began_s, 3)
-        if error:
-            mailing.message, mailing.hint = as_told(error, language).values()
         try:
             if mailing.id:
-                self._note_outcome(mailing, error)
+                self._note_outcome(mailing)
         except ClaimLost:
             raise
         except PipelineError as fault:
             template = "{campaign}: the ledger could not note it, the next run looks: {reason}"
             log.error(text(template, campaign=mailing.campaign, reason=fault.message))
-        log_outcome(mailing, error)
+        log_outcome(mailing)
 
-    def _note_outcome(self, mailing: Mailing, error: PipelineError | None) -> None:
+    def _note_outcome(self, mailing: Mailing) -> None:
         """Where a rename may have happened the entry says so still: the next run settles it first."""
-        values = as_told(error, self.line.settings.language) if error else {}
-        values |= {name: getattr(mailing, name) for name in FIGURES}
-        if mailing.state is not State.IN_DOUBT or isinstance(error, MayBeOut):
+        values = {name: getattr(mailing, name) for name in (*FIGURES, "message", "hint")}
+        if mailing.state is not State.IN_DOUBT or isinstance(mailing.error, MayBeOut):
             values["state"] = mailing.state
             self.line.drop_temps(mailing)
         self.line.ledger.note(mailing, **values)
@@ -5351,12 +5341,6 @@ class Run:
             log.error(error.message)
         except Exception as error:
             self.line.drops.down = bug(error)
-
-    def _let_end(self, workers: Sequence[threading.Thread]) -> None:
-        """After Ctrl+C: a rename that is under way may end, and no more."""
-        wait_for_all(workers, INTERRUPT_GRACE_S)
-        self.line.drops.shut()
-        wait_for_all(workers, INTERRUPT_GRACE_S)
 
 
 def wait_for_all(threads: Iterable[threading.Thread], seconds: float) -> None:
@@ -5372,9 +5356,7 @@ def already(entry: Mailing) -> Mailing:
 
 
 def state_after(mailing: Mailing, error: PipelineError) -> State:
-    """The state that an error leaves a mailing in: what is out stays out, whatever fails afterwards."""
-    if mailing.state is State.DELIVERED:
-        return State.DELIVERED
+    """The state that an error leaves an undelivered mailing in; one that may be out stays in doubt."""
     if mailing.state in MAY_BE_OUT or isinstance(error, MayBeOut):
         return State.IN_DOUBT
     if isinstance(error, (Held, Empty)):
@@ -5391,8 +5373,9 @@ def figures_of(mailing: Mailing) -> Text:
     return text(template, file=file, contacts=some, rejected=mailing.rejected, size=size)
 
 
-def log_outcome(mailing: Mailing, error: PipelineError | None) -> None:
+def log_outcome(mailing: Mailing) -> None:
     """One line in the log."""
+    error = mailing.error
     parts: list[Text] = [figures_of(mailing)] if mailing.size_bytes else []
     if error:
         parts += [part for part in (error.message, error.hint) if part]
@@ -5468,12 +5451,12 @@ def run(
             except ClaimLost as error:
                 log.warning(error.message)
             this.plan()
-            with live_progress(console, this.mailings, settings.language, clock):
+            with live_progress(console, this.mailings.values(), settings.language, clock):
                 this.work()
                 if not stop.error:
-                    watch_pickups(line, this)
+                    watch_pickups(this)
             this.end()
-        return report_now(stop, this.mailings)
+        return this.report()
 
 
 def rehearse(
@@ -5491,23 +5474,23 @@ def rehearse(
     line = Line(settings, options, stop, Ledger(IN_MEMORY, clock))
     this = Run(line, choose(files, options.only))
     this.plan()
-    delivered = look_back(settings, clock, this.mailings)
+    delivered = look_back(settings, clock, this.mailings.values())
     with (
         watchdog(stop, line.drops),
-        live_progress(console, this.mailings, settings.language, clock),
+        live_progress(console, this.mailings.values(), settings.language, clock),
     ):
         this.work()
         this.end()
     for campaign in this.files.campaigns:
-        mailing = next(mailing for mailing in this.mailings if mailing.campaign == campaign.name)
+        mailing = this.mailings[campaign.name]
         if mailing.state is State.READY:
             is_out = campaign.name in delivered
             remarks = rehearsal_remarks(campaign, mailing, stop, options, is_out)
             mailing.message = "; ".join(remark.told(settings.language) for remark in remarks)
-    return report_now(stop, this.mailings, folder)
+    return this.report(folder)
 
 
-def look_back(settings: Settings, clock: Clock, mailings: Sequence[Mailing]) -> set[str]:
+def look_back(settings: Settings, clock: Clock, mailings: Iterable[Mailing]) -> set[str]:
     """What a rehearsal takes from the ledger: the usual rows, and which campaigns this slot has delivered already."""
     delivered: set[str] = set()
     if settings.has_ledger:
@@ -5532,27 +5515,27 @@ def rehearsal_remarks(
     return remarks
 
 
-def watch_pickups(line: Line, this: Run) -> None:
+def watch_pickups(this: Run) -> None:
     """After everything is published: wait until the dialer has taken each file whose campaign asks for it."""
     watched = [
-        (campaign, mailing)
+        campaign
         for campaign in this.files.campaigns
-        for mailing in this.mailings
-        if campaign.pickup_s
-        and mailing.campaign == campaign.name
-        and mailing.state is State.DELIVERED
+        if campaign.pickup_s and this.mailings[campaign.name].state is State.DELIVERED
     ]
-    began_s = line.stop.clock.steady_s()
+    stop = this.line.stop
+    began_s = stop.clock.steady_s()
+
+    def is_open(campaign: Campaign) -> bool:
+        waited_s = stop.clock.steady_s() - began_s
+        return not settle_pickup(this.line, campaign, this.mailings[campaign.name], waited_s)
+
     try:
-        while watched:
-            waited_s = line.stop.clock.steady_s() - began_s
-            watched = [pair for pair in watched if not settle_pickup(line, *pair, waited_s)]
-            if watched:
-                line.stop.sleep(PICKUP_POLL_S)
+        while watched := list(filter(is_open, watched)):
+            stop.sleep(PICKUP_POLL_S)
     except Stopped as error:
         log.warning(text("pickups are not watched any more: {reason}", reason=error.message))
     except KeyboardInterrupt:
-        line.stop.end(BY_OPERATOR)
+        stop.end(BY_OPERATOR)
 
 
 def settle_pickup(line: Line, campaign: Campaign, mailing: Mailing, waited_s: float) -> bool:
@@ -5780,7 +5763,6 @@ def check_telling(settings: Settings) -> Iterator[Finding]:
     if urls := settings.alert_urls.split():
         import apprise
 
-        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
         numbers = [
             str(number)
             for number, url in enumerate(urls, 1)
@@ -6003,11 +5985,9 @@ class DayGrid:
     @property
     def todays(self) -> dict[str, Trouble]:
         """Today's latest trouble of each campaign, and of whole runs."""
-        latest = {}
-        for trouble in reversed(self.troubles):
-            if trouble.entry.slot[:10] == f"{self.now:%Y-%m-%d}":
-                latest[trouble.entry.campaign] = trouble
-        return latest
+        today = f"{self.now:%Y-%m-%d}"
+        todays = [trouble for trouble in self.troubles if trouble.entry.slot[:10] == today]
+        return {trouble.entry.campaign: trouble for trouble in reversed(todays)}
 
     @property
     def attention(self) -> dict[str, State]:
@@ -6363,7 +6343,6 @@ def send_alert(urls: str, title: str, body: str) -> None:
     def send() -> object:
         import apprise
 
-        logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
         plain = apprise.NotifyFormat.TEXT
         return apprise.Apprise(urls.split()).notify(title=title, body=body, body_format=plain)
 
@@ -6385,16 +6364,17 @@ def aftermath(
 ) -> None:
     """After a run, however it ended: its entry in the ledger, the page, alerts, the heartbeat."""
     now, before, language = clock.now(), Past(), settings.language
-    start, mailings, told = now, tuple[Mailing, ...](), {"hint": ""}
-    if started := isinstance(end, Report):
-        start, mailings, told["message"] = end.start, end.mailings, end.totals.told(language)
+    start, mailings = now, tuple[Mailing, ...]()
+    if isinstance(end, Report):
+        start, mailings = end.start, end.mailings
+        told = {"message": end.totals.told(language), "hint": ""}
     else:
         told = as_told(end, language)
     run = PastRun(
         id=0,
         slot=slot_of(start),
         exit_code=end.exit_code,
-        started=started,
+        started=isinstance(end, Report),
         pc=PC,
         changed=now.isoformat(timespec="milliseconds"),
         **told,
@@ -6443,12 +6423,9 @@ def alert(settings: Settings, this: Past, before: Past, now: datetime) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-Asked = argparse.Namespace  # what the options ask for
-
-
 def config_path(named: str | None) -> Path:
     """The settings: what --config names, or config.env beside the program."""
-    return Path(named or Path(__file__).absolute().parent / "config.env").absolute()
+    return Path(named or Path(__file__).with_name("config.env")).absolute()
 
 
 def early_language(argv: Sequence[str] | None, environ: Mapping[str, str]) -> str:
@@ -6591,11 +6568,9 @@ def open_log(settings: Settings, clock: Clock, *, console: bool) -> None:
     log.propagate = False
     log.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full log disk must not stop a delivery half-way
-    paramiko = logging.getLogger("paramiko")
-    paramiko.setLevel(logging.CRITICAL + 1)  # it reports by exceptions; its log may quote
 
 
-def make_console(asked: Asked) -> Console | None:
+def make_console(options: Options) -> Console | None:
     """Standard output for a person; plain text where nobody looks; None if it is not for a person."""
     from rich.console import Console
 
@@ -6603,9 +6578,9 @@ def make_console(asked: Asked) -> Console | None:
         def on_broken_pipe(self) -> None:  # rich would end the program with 1
             raise BrokenPipeError
 
-    if asked.json or not sys.stdout:
+    if options.json or not sys.stdout:
         return None
-    if asked.scheduled or not sys.stdout.isatty():
+    if options.scheduled or not sys.stdout.isatty():
         return PatientConsole(force_terminal=False, no_color=True, width=120)
     return PatientConsole()
 
@@ -6638,14 +6613,13 @@ def show(
 
 def missing_packages() -> list[str]:
     """The packages that this Python lacks, by the names that pip knows."""
-    needed = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
-    needed |= {name: name for name in ("paramiko", "pandas", "pyarrow", "rich", "apprise")}
-    return [
-        package for module, package in needed.items() if importlib.util.find_spec(module) is None
-    ]
+    modules = ["psycopg", "dotenv", "paramiko", "pandas", "pyarrow", "rich", "apprise"]
+    packages = {"psycopg": "psycopg[binary]", "dotenv": "python-dotenv"}
+    missing = (module for module in modules if importlib.util.find_spec(module) is None)
+    return [packages.get(module, module) for module in missing]
 
 
-def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
+def load(options: Options, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles]:
     """Settings and query files. Raises SettingsFault with every fault of both."""
     if missing := missing_packages():
         message = text(
@@ -6653,17 +6627,17 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
         )
         cure = text("start run_pipeline.bat, or: python -m pip install -r requirements.txt")
         raise SettingsFault(message, hint=cure)
-    path, sends = config_path(asked.config), not (asked.dry_run or asked.status)
+    path, sends = config_path(options.config), not (options.dry_run or options.status)
     faults: list[Text] = []
     try:
-        settings = load_settings(path, environ, sends=sends, knows_host=not asked.check)
+        settings = load_settings(path, environ, sends=sends, knows_host=not options.check)
     except SettingsFault as error:
         if error.settings is None:
             raise
         settings, faults = error.settings, error.lines
     try:
         files = load_campaigns(settings.local(settings.queries_dir), settings)
-        choose(files, asked.only)
+        choose(files, options.only)
     except SettingsFault as error:
         raise type(error)(*faults, *error.lines, settings=settings) from None
     if faults:
@@ -6672,28 +6646,26 @@ def load(asked: Asked, environ: Mapping[str, str]) -> tuple[Settings, QueryFiles
     return settings, files
 
 
-def show_status(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_status(options: Options, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--status."""
     now, past = clock.now(), Past()
     if settings.has_ledger:
         with contextlib.closing(open_ledger(settings, clock, looks=True)) as ledger:
             past = recent(ledger, now)
     grid = DayGrid(past, files.campaigns, settings.hours, now)
-    show(grid, print_status, status_json, make_console(asked), settings.language)
+    show(grid, print_status, status_json, make_console(options), settings.language)
     return ExitCode.OK
 
 
-def show_check(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def show_check(options: Options, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """--check."""
-    findings = check(settings, choose(files, asked.only), clock)
-    show(findings, print_findings, findings_json, make_console(asked), settings.language)
+    findings = check(settings, choose(files, options.only), clock)
+    show(findings, print_findings, findings_json, make_console(options), settings.language)
     return findings_code(findings)
 
 
-def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
+def deliver(options: Options, settings: Settings, files: QueryFiles, clock: Clock) -> ExitCode:
     """A run, or its rehearsal. Raises PipelineError."""
-    only = tuple(asked.only)
-    options = Options(asked.dry_run, asked.scheduled, only, asked.resend, asked.ignore_hours)
     reason = settings.hours.why_not(clock.now())
     if reason and not (options.ignore_hours or options.dry_run):
         if options.scheduled:
@@ -6703,7 +6675,7 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
         raise OutsideHours(reason, hint)
     for note in files.notes:
         log.info(note)
-    console = make_console(asked)
+    console = make_console(options)
     report = (rehearse if options.dry_run else run)(settings, files, options, clock, console)
     template = "slot {slot}: {totals} in {seconds} s; {outcome}"
     slot, seconds = datetime.fromisoformat(report.slot), f"{report.seconds:.1f}"
@@ -6715,7 +6687,7 @@ def deliver(asked: Asked, settings: Settings, files: QueryFiles, clock: Clock) -
     return report.exit_code
 
 
-def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
+def act(options: Options, environ: Mapping[str, str], clock: Clock, language: str) -> ExitCode:
     """The one thing that the options ask for; an error that stops all of it is told here.
 
     language: the operator's, as far as it is known before the settings are.
@@ -6723,11 +6695,11 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
     settings: Settings | None = None
     files = QueryFiles()
     try:
-        settings, files = load(asked, environ)
-        if asked.status:
-            return show_status(asked, settings, files, clock)
+        settings, files = load(options, environ)
+        if options.status:
+            return show_status(options, settings, files, clock)
         open_log(settings, clock, console=not sys.stdout or not sys.stdout.isatty())
-        return (show_check if asked.check else deliver)(asked, settings, files, clock)
+        return (show_check if options.check else deliver)(options, settings, files, clock)
     except PipelineError as found:
         fault = found
     except KeyboardInterrupt:
@@ -6735,15 +6707,15 @@ def act(asked: Asked, environ: Mapping[str, str], clock: Clock, language: str) -
     except Exception as found:
         fault = bug(found)
     settings = settings or fault.settings
-    looks = asked.check or asked.status or asked.dry_run
-    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not asked.scheduled
+    looks = options.check or options.status or options.dry_run
+    by_hand = isinstance(fault, (Busy, OutsideHours, UsageFault)) and not options.scheduled
     if settings and not (looks or by_hand):
         if not log.handlers:
             with contextlib.suppress(SettingsFault):
                 open_log(settings, clock, console=False)
         with contextlib.suppress(KeyboardInterrupt):
             aftermath(settings, files, fault, clock)
-    tell_fault(fault, settings.language if settings else language, asked.json)
+    tell_fault(fault, settings.language if settings else language, options.json)
     return fault.exit_code
 
 
@@ -6774,11 +6746,14 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
+    for library in ("paramiko", "apprise"):  # what they log may quote; what matters they return
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     # Workers mostly wait for a server, and then up to 5 ms for the interpreter: a tenth of a run
     sys.setswitchinterval(0.0005)
     environ = os.environ if environ is None else environ
     language = early_language(argv, environ)
-    return act(parser(language).parse_args(argv), environ, clock or Clock(), language)
+    options = Options(**vars(parser(language).parse_args(argv)))
+    return act(options, environ, clock or Clock(), language)
 
 
 CLOSE_GRACE_S = 4.5

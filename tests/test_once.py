@@ -97,8 +97,21 @@ def test_a_mailing_in_doubt_stays_so_whatever_fails_afterwards() -> None:
     for error in (mp.Stopped(mp.BY_OPERATOR), mp.Stopped(mp.BY_OPERATOR)):
         mailing.state = mp.state_after(mailing, error)
         assert mailing.state is mp.State.IN_DOUBT
-    mailing.state = mp.State.DELIVERED
-    assert mp.state_after(mailing, mp.Stopped(mp.BY_OPERATOR)) is mp.State.DELIVERED
+
+
+def test_a_delivered_mailing_stays_so_whatever_fails_afterwards(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring = mp.Line.bring
+
+    def bring_and_fail(line: mp.Line, *given: Any) -> None:
+        bring(line, *given)
+        raise mp.Stopped(mp.BY_OPERATOR)
+
+    monkeypatch.setattr(mp.Line, "bring", bring_and_fail)
+    stage.query("10_alfa", "SELECT 1 AS n")
+    result = stage.deliver()
+    assert (result.exit_code, result.verdicts) == (0, {"alfa": "delivered"})
+    assert [entry["state"] for entry in stage.ledger()] == ["delivered"] and len(stage.files("alfa")) == 1
+    assert f"alfa: after its delivery: {mp.BY_OPERATOR}" in result.log
 
 
 # Before it ------------------------------------------------------------------------------------------------------------

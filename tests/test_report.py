@@ -67,7 +67,7 @@ REFUSED = outcome(State.DELIVERED, PipelineError)  # delivered, and the dialer p
     ],
 )
 def test_the_exit_code_follows_from_the_outcomes(outcomes: list[Mailing], code: int) -> None:
-    assert Report(SLOT, START, 1.0, tuple(outcomes)).exit_code == code
+    assert Report(START, 1.0, tuple(outcomes)).exit_code == code
 
 
 def test_every_exit_code_has_its_meaning() -> None:
@@ -197,7 +197,7 @@ def printed(outcomes: list[Mailing], width: int, language: str = "en") -> list[s
     """The lines of the report on a terminal of that width."""
     file = io.StringIO()
     is_rehearsal = any(mailing.state is State.READY for mailing in outcomes)
-    report = Report(SLOT, START, 1.0, tuple(outcomes), Path("output/dry-run") if is_rehearsal else None)
+    report = Report(START, 1.0, tuple(outcomes), Path("output/dry-run") if is_rehearsal else None)
     mp.print_report(report, Console(file=file, width=width, force_terminal=False), language)
     return file.getvalue().splitlines()
 

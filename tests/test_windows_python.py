@@ -886,7 +886,7 @@ def test_a_campaign_called_as_a_device_needs_a_prefix_in_its_file_name(probe: di
 
 def test_two_file_names_that_differ_in_capitals_are_two_files(probe: dict[str, Any]) -> None:
     found = probe["same_name_in_capitals"]
-    assert isinstance(found, dict) or len(set(found)) == 2, found
+    assert isinstance(found, list) and len(set(found)) == 2, found
 
 
 def test_query_files_run_in_the_order_of_their_names(probe: dict[str, Any]) -> None:

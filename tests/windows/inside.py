@@ -218,11 +218,12 @@ class Probes:
             (folder / f"10_{name}.sql").write_text(f"-- file_name: {pattern}\nSELECT 1 AS telefone")
         files = self.program.load_campaigns(folder, self.settings)
         rehearsal = self.program.Options(dry_run=True)
-        run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), None), files)
+        ledger = self.program.Ledger(self.program.IN_MEMORY, self.clock)
+        run = self.program.Run(self.program.Line(self.settings, rehearsal, self._stop(), ledger), files)
         run.plan()
-        for at, campaign in enumerate(files.campaigns):
-            run._begin(campaign, at)
-        return [mailing.file.lower() for mailing in run.mailings]
+        for campaign in files.campaigns:
+            run._begin(campaign)
+        return [mailing.file.lower() for mailing in run.mailings.values()]
 
     def a_code_that_windows_lacks(self) -> dict[str, Any]:
         """%-d in config.env, and in one of two query files."""
