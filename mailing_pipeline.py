@@ -4773,21 +4773,27 @@ class Line:
         return retry(action, self.settings.retry_policy, self.stop, who)
 
     def _chunks(self, mailing: Mailing) -> Iterator[bytes]:
-        """The mailing's bytes from the local disk, which somebody may have changed since they were written."""
-        path, mailing.sent_bytes = self.settings.output / mailing.file, 0
+        """The mailing's bytes from the local disk, which somebody may have changed since they were written.
+
+        A file that is touched while it is sent goes out anew: what is in it afterwards says nothing
+        of what was read.
+        """
+        path, mailing.sent_bytes, digest = self.settings.output / mailing.file, 0, hashlib.sha256()
         with local_faults(path), open(path, "rb") as file:
+            touched = size_and_time(path) != mailing.stamp  # only what is sent tells if it differs
             while chunk := file.read(CHUNK_BYTES):
                 self.stop.check()
+                if touched:
+                    digest.update(chunk)
                 yield chunk
                 mailing.sent_bytes += len(chunk)
-            changed = size_and_time(path) != mailing.stamp
-            if changed:  # perhaps: only its SHA-256 says so for certain
-                file.seek(0)
-                changed = hashlib.file_digest(file, "sha256").hexdigest() != mailing.sha256
-        if changed:
+            same = size_and_time(path) == mailing.stamp
+        if touched:
+            same = digest.hexdigest() == mailing.sha256
+        if not same:
             message = text("{path} was changed on this PC before it was sent", path=path)
             hint = text("leave the files in the output folder alone while a run is on")
-            raise LocalFault(message, hint)
+            raise LocalFault(message, hint, tries=NEVER if touched else ONCE_MORE)
 
     def remarks(self, campaign: Campaign, mailing: Mailing) -> list[Text]:
         """What is worth a word although the mailing is sent."""
