@@ -1715,6 +1715,7 @@ class PastRun:
 # --------------------------------------------------------------------------------------------------
 
 LEDGER_VERSION = 3
+LOCK_PATIENCE_S = 60  # with a program that holds the file, from the first time it is met in a run
 IN_MEMORY = Path(":memory:")
 PC = socket.gethostname()
 LEDGER_SQL = """
@@ -1780,11 +1781,12 @@ class Ledger:
 
     is_shared = False
     has_lost = False  # whatever was held
+    stop: Stop | None = None  # of the run that uses it: then nothing is waited for any longer
     _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
-        self._lock = threading.RLock()
+        self._lock, self._held_since_s = threading.RLock(), 0.0
         undo = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -1806,7 +1808,7 @@ class Ledger:
             undo.close()
             raise SettingsFault(
                 text(
-                    "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make the file "
+                    "{path}: the ledger cannot be used ({reason}). Free the disk, make the file "
                     "writable and close other programs that hold it; if it is damaged, restore it or move it away "
                     "with the CSVs beside it",
                     path=path,
@@ -2017,16 +2019,33 @@ class Ledger:
 
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
+        given = [as_column(value) for value in values]
         try:
             with self._lock:
-                found = self._db.execute(sql, [as_column(value) for value in values])
-                return [dict(row) for row in found]
+                while True:
+                    try:
+                        found = [dict(row) for row in self._db.execute(sql, given)]
+                        self._held_since_s = 0.0
+                        return found
+                    except sqlite3.OperationalError as error:
+                        if not self._is_waited_for(error):
+                            raise
         except sqlite3.IntegrityError:
             raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
             message = text("{path}: {reason}", path=self.path, reason=foreign(error))
             hint = text("free the disk, and close other programs that hold the ledger")
             raise LocalFault(message, hint) from error
+
+    def _is_waited_for(self, error: sqlite3.OperationalError) -> bool:
+        """Whether another program holds the file, and may let go of it yet: a viewer, a backup, a scanner."""
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or (self.stop and self.stop.error):
+            return False
+        now_s = self.clock.steady_s()
+        if not self._held_since_s:
+            self._held_since_s = now_s
+            log.warning(text("{path}: another program holds it; waiting for it", path=self.path))
+        return now_s - self._held_since_s < LOCK_PATIENCE_S
 
 
 # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
@@ -4614,10 +4633,13 @@ class Line:
         """
 
         def objection() -> PipelineError | None:
-            late = why_late()
+            late, before = why_late(), mailing.state
             if not late:
                 self.ledger.note(mailing, state=State.PUBLISHING)
-                self.ledger.still_ours(mailing)
+                if late := why_late():  # another program held the ledger meanwhile
+                    self.ledger.note(mailing, state=before)
+                else:
+                    self.ledger.still_ours(mailing)
             return late
 
         try:
@@ -5303,7 +5325,7 @@ class Run:
     def _give_up(self, campaign: Campaign, at: int, error: PipelineError) -> None:
         """What nobody took up before this run's end; another PC may still be at work on it."""
         try:
-            if isinstance(self._error, ClaimLost):
+            if isinstance(self._error, LocalFault):
                 raise self._error  # not once more for each campaign
             with self.line.ledger.holding(campaign.name) as ours:
                 if ours:
@@ -5482,6 +5504,7 @@ def run(
         held.enter_context(only_run(lock, who, clock, wait_s))
         ledger = retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
         held.callback(ledger.close)
+        ledger.stop = stop
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
@@ -7055,11 +7078,11 @@ PORTUGUESE: dict[str, str] = {
     "refused by the dialer": "recusado pelo discador",
     "not known whether it was picked up": "não se sabe se foi coletado",
     (
-        "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make "
+        "{path}: the ledger cannot be used ({reason}). Free the disk, make "
         "the file writable and close other programs that hold it; if it is damaged, restore it "
         "or move it away with the CSVs beside it"
     ): (
-        "{path}: o registro de entregas não pode ser usado ({reason}); nada foi enviado. "
+        "{path}: o registro de entregas não pode ser usado ({reason}). "
         "Libere espaço no disco, permita a gravação do arquivo e feche outros programas que o "
         "usem; se estiver danificado, restaure-o ou mova-o dali com os CSVs ao lado dele"
     ),
@@ -7082,6 +7105,9 @@ PORTUGUESE: dict[str, str] = {
     "{path}: {reason}": "{path}: {reason}",
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
+    ),
+    "{path}: another program holds it; waiting for it": (
+        "{path}: outro programa o está usando; aguardando"
     ),
     (
         "nothing to do: whichever PC reaches the ledger carries on, and looks first what "
