@@ -5965,14 +5965,18 @@ class Trouble:
 
 
 def troubles_of(past: Past, now: datetime) -> list[Trouble]:
-    """What needed a person, newest first."""
+    """What needed a person, newest first.
+
+    What came after what is told by the order of the entries: the clock may have been wrong.
+    """
     troubles, working = [], set[str]()
-    for entry in sorted(past.entries, key=lambda entry: (entry.changed, entry.id), reverse=True):
+    for entry in reversed(past.entries):
         state = state_in_grid(entry, now)
         if state in NEED_A_PERSON:
             troubles.append(Trouble(entry, state, entry.campaign in working))
         elif state in WORKING:
             working.add(entry.campaign)
+    troubles.sort(key=lambda trouble: (trouble.entry.changed, trouble.entry.id), reverse=True)
     return troubles
 
 
@@ -6081,7 +6085,9 @@ class DayGrid:
     def due(self) -> str:
         """The first slot that nothing has come of yet, past or to come; '' where there is none."""
         served = [entry.slot for entry in self.past.mailings if entry.state in SERVED]
-        served += [self.last_success.slot] if self.last_success else []
+        served += [run.slot for run in self.past.runs if run.exit_code == ExitCode.OK]
+        # of a clock that was ahead it says nothing
+        served = [slot for slot in served if slot <= slot_of(self.now)]
         known = min((entry.slot for entry in self.past.entries), default="~")
         slots = due_after(max(served, default=""), self.hours, self.now)
         return next((slot for slot in slots if slot >= known), "")
