@@ -4723,6 +4723,7 @@ class Line:
                 bug(error)
 
     def _settle_leftover(self, mailing: Mailing, campaign: Campaign | None) -> None:
+        writes = campaign is not None and not campaign.read_only
         if mailing.state in (State.PUBLISHING, State.WITHDRAWING):
             mailing.unanswered = True
             why_late = functools.partial(self.too_late, mailing, campaign)
@@ -4736,10 +4737,15 @@ class Line:
                 if mailing.state in MAY_BE_OUT:
                     raise
                 told = text("not published: {reason}", reason=refused.message)
-                self._conclude_leftover(mailing, State.FAILED, PipelineError(told, refused.hint))
+                failed = PipelineError(told, refused.hint)
+                if writes:
+                    failed = with_changes_kept(failed, "certainly")
+                self._conclude_leftover(mailing, State.FAILED, failed)
         elif mailing.state in (State.CLAIMED, State.EXPORTED):
-            told = text("the run was interrupted before publishing")
-            self._conclude_leftover(mailing, State.FAILED, PipelineError(told))
+            failed = PipelineError(text("the run was interrupted before publishing"))
+            if writes and mailing.state is State.EXPORTED:  # its COMMIT comes before `publishing`
+                failed = with_changes_kept(failed, "perhaps")
+            self._conclude_leftover(mailing, State.FAILED, failed)
         self.drop_temps(mailing)
 
     def _conclude_leftover(
@@ -4836,12 +4842,17 @@ def changes_kept(how: Literal["perhaps", "certainly"]) -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        told = copy.copy(error)  # the original may be told of others too
-        template = "{reason}; what its query wrote may be kept all the same"
-        if how == "certainly":
-            template = "{reason}; what its query wrote is kept all the same"
-        told.message = text(template, reason=error.message)
-        raise told from None
+        raise with_changes_kept(error, how) from None
+
+
+def with_changes_kept(error: PipelineError, how: Literal["perhaps", "certainly"]) -> PipelineError:
+    """The error, telling too what became of the query's own changes."""
+    told = copy.copy(error)  # the original may be told of others too
+    template = "{reason}; what its query wrote may be kept all the same"
+    if how == "certainly":
+        template = "{reason}; what its query wrote is kept all the same"
+    told.message = text(template, reason=error.message)
+    return told
 
 
 def mailing_remarks(campaign: Campaign, mailing: Mailing) -> list[Text]:

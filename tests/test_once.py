@@ -216,6 +216,29 @@ def test_a_file_that_is_written_anew_while_it_is_sent_goes_out_as_it_was(rig: Ri
         assert rig.leftovers() == []
 
 
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("after:Ledger.claim", ""),  # its transaction went with its session
+        ("after:Session.commit", "what its query wrote may be kept all the same"),
+        ("after:Ledger.still_ours", "what its query wrote is kept all the same"),
+    ],
+)
+def test_a_killed_run_s_query_that_marked_its_rows_as_sent_is_told_of(rig: Rig, moment: str, told: str) -> None:
+    """They are not in the next mailing, and nobody has called them."""
+    rig.campaign("alfa", sql=WRITES, read_only="no")
+    with rig.dialer():
+        program = rig.start(stop_at=moment)
+        assert program.wait_until_stopped()
+        program.kill()
+        rig.clock.jump(3600, steady_too=True)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert [row["state"] for row in rig.ledger] == ["failed", "delivered"]
+        message = rig.ledger[0]["message"]
+        assert message.endswith(told) if told else "wrote" not in message
+
+
 def test_a_leftover_is_not_published_into_a_folder_that_was_corrected_meanwhile(rig: Rig) -> None:
     rig.campaign("alfa", folder="errada")
     wrong = rig.stage.drop("alfa")
