@@ -1709,6 +1709,7 @@ class PastRun:
 # --------------------------------------------------------------------------------------------------
 
 LEDGER_VERSION = 3
+LOCK_PATIENCE_S = 60  # with a program that holds the file, from the first time it is met in a run
 IN_MEMORY = Path(":memory:")
 PC = socket.gethostname()
 LEDGER_SQL = """
@@ -1776,11 +1777,12 @@ class Ledger:
 
     is_shared = False
     has_lost = False  # whatever was held
+    stop: Stop | None = None  # of the run that uses it: then nothing is waited for any longer
     _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
         self.path, self.clock = path, clock
-        self._lock = threading.RLock()
+        self._lock, self._held_since_s = threading.RLock(), 0.0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
@@ -1800,7 +1802,7 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             raise SettingsFault(
                 text(
-                    "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make the file "
+                    "{path}: the ledger cannot be used ({reason}). Free the disk, make the file "
                     "writable and close other programs that hold it; if it is damaged, restore it or move it away "
                     "with the CSVs beside it",
                     path=path,
@@ -2011,16 +2013,33 @@ class Ledger:
 
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
+        given = [as_column(value) for value in values]
         try:
             with self._lock:
-                found = self._db.execute(sql, [as_column(value) for value in values])
-                return [dict(row) for row in found]
+                while True:
+                    try:
+                        found = [dict(row) for row in self._db.execute(sql, given)]
+                        self._held_since_s = 0.0
+                        return found
+                    except sqlite3.OperationalError as error:
+                        if not self._is_waited_for(error):
+                            raise
         except sqlite3.IntegrityError:
             raise Held(text("this slot's mailing is out already")) from None  # the index `once`
         except sqlite3.Error as error:
             message = text("{path}: {reason}", path=self.path, reason=foreign(error))
             hint = text("free the disk, and close other programs that hold the ledger")
             raise LocalFault(message, hint) from error
+
+    def _is_waited_for(self, error: sqlite3.OperationalError) -> bool:
+        """Whether another program holds the file, and may let go of it yet: a viewer, a backup, a scanner."""
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or (self.stop and self.stop.error):
+            return False
+        now_s = self.clock.steady_s()
+        if not self._held_since_s:
+            self._held_since_s = now_s
+            log.warning(text("{path}: another program holds it; waiting for it", path=self.path))
+        return now_s - self._held_since_s < LOCK_PATIENCE_S
 
 
 # a session that is silent for so long loses its claims: its PC sleeps, hangs, or is cut off
@@ -4595,8 +4614,14 @@ class Line:
         """
 
         def begin() -> None:
+            before = mailing.state
             self.judge_moment(campaign, mailing)
             self.ledger.note(mailing, state=State.PUBLISHING)
+            try:
+                self.judge_moment(campaign, mailing)  # another program may have held the ledger
+            except PipelineError:
+                self.ledger.note(mailing, state=before)
+                raise
             self.ledger.still_ours(mailing)
 
         try:
@@ -4693,8 +4718,12 @@ class Line:
         self, mailing: Mailing, campaign: Campaign | None
     ) -> tuple[State, PipelineError | None]:
         """What became of a mailing that an earlier run left on its way."""
+        writes = campaign is not None and not campaign.read_only
         if mailing.state not in MAY_BE_OUT:
-            return State.FAILED, PipelineError(text("the run was interrupted before publishing"))
+            failed = PipelineError(text("the run was interrupted before publishing"))
+            if writes and mailing.state is State.EXPORTED:  # its COMMIT comes before `publishing`
+                failed = with_changes_kept(failed, "perhaps")
+            return State.FAILED, failed
         mailing.unanswered = True
         error = self.too_late(mailing, campaign) or Held(text("it was withdrawn"))
         try:
@@ -4706,7 +4735,8 @@ class Line:
             if mailing.state in MAY_BE_OUT:
                 raise
             told = text("not published: {reason}", reason=refused.message)
-            return State.FAILED, PipelineError(told, refused.hint)
+            failed = PipelineError(told, refused.hint)
+            return State.FAILED, with_changes_kept(failed, "certainly") if writes else failed
 
     # Temps on the server
 
@@ -4757,21 +4787,27 @@ class Line:
         return retry(action, self.settings.retry_policy, self.stop, who)
 
     def _chunks(self, mailing: Mailing) -> Iterator[bytes]:
-        """The mailing's bytes from the local disk, which somebody may have changed since they were written."""
-        path, mailing.sent_bytes = self.settings.output / mailing.file, 0
+        """The mailing's bytes from the local disk, which somebody may have changed since they were written.
+
+        A file that is touched while it is sent goes out anew: what is in it afterwards says nothing
+        of what was read.
+        """
+        path, mailing.sent_bytes, digest = self.settings.output / mailing.file, 0, hashlib.sha256()
         with local_faults(path), open(path, "rb") as file:
+            touched = size_and_time(path) != mailing.stamp  # only what is sent tells if it differs
             while chunk := file.read(CHUNK_BYTES):
                 self.stop.check()
+                if touched:
+                    digest.update(chunk)
                 yield chunk
                 mailing.sent_bytes += len(chunk)
-            changed = size_and_time(path) != mailing.stamp
-            if changed:  # perhaps: only its SHA-256 says so for certain
-                file.seek(0)
-                changed = hashlib.file_digest(file, "sha256").hexdigest() != mailing.sha256
-        if changed:
+            same = size_and_time(path) == mailing.stamp
+        if touched:
+            same = digest.hexdigest() == mailing.sha256
+        if not same:
             message = text("{path} was changed on this PC before it was sent", path=path)
             hint = text("leave the files in the output folder alone while a run is on")
-            raise LocalFault(message, hint)
+            raise LocalFault(message, hint, tries=NEVER if touched else ONCE_MORE)
 
     def remarks(self, campaign: Campaign, mailing: Mailing) -> list[Text]:
         """What is worth a word although the mailing is sent."""
@@ -4792,12 +4828,17 @@ def changes_kept(how: Literal["perhaps", "certainly"]) -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        told = copy.copy(error)  # the original may be told of others too
-        template = "{reason}; what its query wrote may be kept all the same"
-        if how == "certainly":
-            template = "{reason}; what its query wrote is kept all the same"
-        told.message = text(template, reason=error.message)
-        raise told from None
+        raise with_changes_kept(error, how) from None
+
+
+def with_changes_kept(error: PipelineError, how: Literal["perhaps", "certainly"]) -> PipelineError:
+    """The error, telling too what became of the query's own changes."""
+    told = copy.copy(error)  # the original may be told of others too
+    template = "{reason}; what its query wrote may be kept all the same"
+    if how == "certainly":
+        template = "{reason}; what its query wrote is kept all the same"
+    told.message = text(template, reason=error.message)
+    return told
 
 
 def mailing_remarks(campaign: Campaign, mailing: Mailing) -> list[Text]:
@@ -5270,7 +5311,7 @@ class Run:
     def _give_up(self, campaign: Campaign, error: PipelineError) -> None:
         """What nobody took up before this run's end; another PC may still be at work on it."""
         try:
-            if isinstance(self._error, ClaimLost):
+            if isinstance(self._error, LocalFault):
                 raise self._error  # not once more for each campaign
             with self.line.ledger.holding(campaign.name) as ours:
                 if ours:
@@ -5439,6 +5480,7 @@ def run(
         held.enter_context(only_run(lock, who, clock, wait_s))
         ledger = retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
         held.callback(ledger.close)
+        ledger.stop = stop
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
@@ -5898,14 +5940,18 @@ class Trouble:
 
 
 def troubles_of(past: Past, now: datetime) -> list[Trouble]:
-    """What needed a person, newest first."""
+    """What needed a person, newest first.
+
+    What came after what is told by the order of the entries: the clock may have been wrong.
+    """
     troubles, working = [], set[str]()
-    for entry in sorted(past.entries, key=lambda entry: (entry.changed, entry.id), reverse=True):
+    for entry in reversed(past.entries):
         state = state_in_grid(entry, now)
         if state in NEED_A_PERSON:
             troubles.append(Trouble(entry, state, entry.campaign in working))
         elif state in WORKING:
             working.add(entry.campaign)
+    troubles.sort(key=lambda trouble: (trouble.entry.changed, trouble.entry.id), reverse=True)
     return troubles
 
 
@@ -6007,7 +6053,9 @@ class DayGrid:
     def due(self) -> str:
         """The first slot that nothing has come of yet, past or to come; '' where there is none."""
         served = [entry.slot for entry in self.past.mailings if entry.state in SERVED]
-        served += [self.last_success.slot] if self.last_success else []
+        served += [run.slot for run in self.past.runs if run.exit_code == ExitCode.OK]
+        # of a clock that was ahead it says nothing
+        served = [slot for slot in served if slot <= slot_of(self.now)]
         known = min((entry.slot for entry in self.past.entries), default="~")
         slots = due_after(max(served, default=""), self.hours, self.now)
         return next((slot for slot in slots if slot >= known), "")
@@ -6999,11 +7047,11 @@ PORTUGUESE: dict[str, str] = {
     "refused by the dialer": "recusado pelo discador",
     "not known whether it was picked up": "não se sabe se foi coletado",
     (
-        "{path}: the ledger cannot be used ({reason}); nothing was sent. Free the disk, make "
+        "{path}: the ledger cannot be used ({reason}). Free the disk, make "
         "the file writable and close other programs that hold it; if it is damaged, restore it "
         "or move it away with the CSVs beside it"
     ): (
-        "{path}: o registro de entregas não pode ser usado ({reason}); nada foi enviado. "
+        "{path}: o registro de entregas não pode ser usado ({reason}). "
         "Libere espaço no disco, permita a gravação do arquivo e feche outros programas que o "
         "usem; se estiver danificado, restaure-o ou mova-o dali com os CSVs ao lado dele"
     ),
@@ -7026,6 +7074,9 @@ PORTUGUESE: dict[str, str] = {
     "{path}: {reason}": "{path}: {reason}",
     "free the disk, and close other programs that hold the ledger": (
         "libere espaço no disco, e feche outros programas que usem o registro de entregas"
+    ),
+    "{path}: another program holds it; waiting for it": (
+        "{path}: outro programa o está usando; aguardando"
     ),
     (
         "nothing to do: whichever PC reaches the ledger carries on, and looks first what "

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import paramiko
@@ -558,6 +561,53 @@ def test_a_ledger_that_another_program_holds_stops_the_run_before_any_query(rig:
         rig.delivered("alfa")
 
 
+def held_ledger(rig: Rig, how: str = "BEGIN IMMEDIATE") -> sqlite3.Connection:
+    """Another program holds the ledger: a viewer with unsaved changes, or a backup that reads."""
+    path = rig.stage.output / "ledger.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute(how)
+    if how == "BEGIN":
+        other.execute("SELECT count(*) FROM mailings").fetchone()
+    return other
+
+
+@pytest.mark.parametrize("how", ["BEGIN", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+@pytest.mark.parametrize(
+    "moment", ["before:Ledger.claim", "before:Line.note_exported", "before:Line.publish", "after:DropFolders.rename"]
+)
+def test_a_ledger_that_is_held_for_a_while_costs_no_mailing(rig: Rig, moment: str, how: str) -> None:
+    """57: longer than SQLite waits by itself, at whatever is noted then."""
+    rig.campaigns("alfa")
+    with rig.dialer():
+        program = rig.start(impatient_ledger=0.2, stop_at=moment)
+        assert program.wait_until_stopped()
+        with contextlib.closing(held_ledger(rig, how)):
+            program.send(signal.SIGCONT)
+            until(lambda: "another program holds it" in rig.log(), "it is waited for")
+            time.sleep(0.5)
+        assert program.wait().code == 0, program.output
+        rig.delivered("alfa")
+
+
+def test_a_ledger_that_is_held_for_good_is_waited_for_once_and_not_for_each_campaign(rig: Rig) -> None:
+    """57."""
+    names = [f"c{number}" for number in range(30)]
+    rig.campaign("alfa", pause_s=1)
+    rig.campaigns(*names)
+    rig.settings(QUERY_WORKERS=1)
+    with rig.dialer():
+        program = rig.start(impatient_ledger=0.5)
+        rig.busy_backend()
+        with contextlib.closing(held_ledger(rig)):
+            begun_s = time.monotonic()
+            assert program.wait().code == 4
+            assert time.monotonic() - begun_s < 12  # of which it waits 3.5
+        rig.delivered(settled=False)
+        assert "nothing was sent" not in program.output  # what is told of the page must be true of every run
+        assert rig.run().code == 0
+        rig.delivered("alfa", *names)
+
+
 def test_a_ledger_that_is_taken_in_the_middle_of_a_run_never_costs_the_promise(rig: Rig) -> None:
     """57: without `publishing` on the disk there is no rename."""
     rig.campaign("alfa", pause_s=1.5)
@@ -570,3 +620,20 @@ def test_a_ledger_that_is_taken_in_the_middle_of_a_run_never_costs_the_promise(r
         rig.delivered(settled=False)
         assert rig.run().code == 0
         rig.delivered("alfa")
+
+
+def test_hours_that_end_while_the_ledger_is_held_end_it(rig: Rig) -> None:
+    """30, 57: the clock is asked again once `publishing` is on the disk."""
+    rig.campaign("alfa", hours="08:00-10:00")
+    rig.clock.set(datetime(2026, 12, 22, 10, 59, 30))
+    with rig.dialer():
+        program = rig.start(stop_at="before:DropFolders.rename", impatient_ledger=0.2)
+        assert program.wait_until_stopped()
+        with contextlib.closing(held_ledger(rig)):
+            program.send(signal.SIGCONT)
+            until(lambda: "another program holds it" in rig.log(), "it is waited for")
+            rig.clock.jump(120)
+        assert program.wait().code == 4, program.output
+        rig.delivered()
+        assert rig.states() == {"alfa": "held"}
+        assert rig.leftovers() == []

@@ -198,6 +198,60 @@ def test_a_file_that_was_only_touched_goes_out_and_one_of_the_same_size_does_not
         assert rig.leftovers() == []
 
 
+@pytest.mark.parametrize("spoilt", [b"", b"\0" * 1_400_000], ids=["touched", "written anew"])
+def test_a_file_that_is_written_anew_while_it_is_sent_goes_out_as_it_was(rig: Rig, spoilt: bytes) -> None:
+    """A sync client or an editor writes the same bytes again: in the middle of it they are not there."""
+    rig.campaign("alfa", 60_000)
+    size, whole = rig.sizes["alfa"], list[bytes]()
+    with rig.faulty_server() as server, rig.dialer() as dialer:
+
+        def write(at: int, data: bytes) -> None:
+            (path,) = rig.stage.output.glob("mailing_alfa*.csv")
+            whole.append(path.read_bytes())
+            with open(path, "r+b") as file:
+                file.seek(at)
+                file.write(data or whole[0][at:])
+
+        def spoil(session: FaultySession, request: Request, proceed: Proceed) -> None:  # noqa: ARG001
+            write(size - 1_500_000, spoilt)
+            proceed()
+
+        def restore(session: FaultySession, request: Request, proceed: Proceed) -> None:  # noqa: ARG001
+            write(0, whole[0])
+            proceed()
+
+        server.commits("write", spoil, at_byte=0)
+        server.commits("write", restore, at_byte=size - 62 * mp.WRITE_BYTES)  # the last bytes are read by now
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert server.committed == 2
+        assert [arrival.path.read_bytes() for arrival in dialer.record] == [whole[0]]
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("after:Ledger.claim", ""),  # its transaction went with its session
+        ("after:Session.commit", "what its query wrote may be kept all the same"),
+        ("after:Ledger.still_ours", "what its query wrote is kept all the same"),
+    ],
+)
+def test_a_killed_run_s_query_that_marked_its_rows_as_sent_is_told_of(rig: Rig, moment: str, told: str) -> None:
+    """They are not in the next mailing, and nobody has called them."""
+    rig.campaign("alfa", sql=WRITES, read_only="no")
+    with rig.dialer():
+        program = rig.start(stop_at=moment)
+        assert program.wait_until_stopped()
+        program.kill()
+        rig.clock.jump(3600, steady_too=True)
+        assert rig.run().code == 0
+        rig.delivered("alfa")
+        assert [row["state"] for row in rig.ledger] == ["failed", "delivered"]
+        message = rig.ledger[0]["message"]
+        assert message.endswith(told) if told else "wrote" not in message
+
+
 def test_a_leftover_is_not_published_into_a_folder_that_was_corrected_meanwhile(rig: Rig) -> None:
     rig.campaign("alfa", folder="errada")
     wrong = rig.stage.drop("alfa")

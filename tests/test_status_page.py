@@ -393,6 +393,19 @@ def test_the_banner_is_green_only_where_nothing_needs_a_person(today: list[Entry
     assert re.findall('<p id="run" class="(.*?)"', text) == [look]
 
 
+@pytest.mark.parametrize("ahead", ["2026-12-22 15:00", "2027-12-22 10:00"], ids=["an hour", "a year"])
+def test_what_a_clock_that_was_ahead_has_written_hides_no_trouble(ahead: str) -> None:
+    """It was set right at 14:00: what failed then does not work again, and a run that is missing is missed."""
+    wrong = [*history(NAMES[:1], TUESDAY - timedelta(hours=1)), entry(ahead, NAMES[0], "delivered"), run(ahead)]
+    right = [entry("14", NAMES[0], "failed"), run("14", 4)]
+    grid = mp.DayGrid(past(wrong + right), CAMPAIGNS, HOURS, TUESDAY)
+    assert grid.attention == {NAMES[0]: "failed"}
+    assert mp.DayGrid(past(wrong + right), CAMPAIGNS, HOURS, TUESDAY.replace(minute=25)).overdue == "2026-12-22 14:00"
+    works = [entry("14", NAMES[0], "delivered", at=9), run("14", at=9)]
+    grid = mp.DayGrid(past(wrong + right + works), CAMPAIGNS, HOURS, TUESDAY.replace(minute=25))
+    assert (grid.attention, grid.overdue) == ({}, "")
+
+
 def test_the_banner_says_what_is_the_matter() -> None:
     day = [entry("13", "preventivo", "held"), entry("13", "alto_valor", "delivered")]
     one = page([*day, run("13", 4, message="1 delivered, 1 held")])

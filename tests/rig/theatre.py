@@ -32,7 +32,13 @@ from .programs import Hands, Program, Programs
 from .proxy import Proxy
 
 # Waits that are long in the field and would only make tests slow; those that a test is about are set by the test.
-QUICK = {"SFTP_TIMEOUT_S": 1.2, "CLOSE_TIMEOUT_S": 2, "GRACE_S": 2, "LOOK_PAUSES_S": (0.02, 0.05, 0.1, 0)}
+QUICK = {
+    "SFTP_TIMEOUT_S": 1.2,
+    "CLOSE_TIMEOUT_S": 2,
+    "GRACE_S": 2,
+    "LOOK_PAUSES_S": (0.02, 0.05, 0.1, 0),
+    "LOCK_PATIENCE_S": 3,
+}
 HEADER = b"telefone;nome;cpf\r\n"
 ROW_BYTES = 100
 
