@@ -2041,6 +2041,9 @@ LOST_HINT = text(
     "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it"
 )
 CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running, in version 14 or newer?")
+NO_POOLER = text(
+    "let LEDGER name PostgreSQL's own host and port: through a pooler two PCs may send the same mailing"
+)
 # What stands in LEDGER_SQL, as PostgreSQL calls it.
 POSTGRES_WORDS = {
     "INTEGER PRIMARY KEY": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
@@ -2183,7 +2186,7 @@ class SharedLedger(Ledger):
         with self._lock:
             try:
                 session = self._connected()
-                self._limit_s = time.monotonic() + LEDGER_ANSWER_S
+                self._allow_answer()
                 cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
@@ -2199,8 +2202,9 @@ class SharedLedger(Ledger):
                 own = self.settings.ledger
                 names = [own[key] for key in ("user", "dbname") if key in own]
                 # a wrong password stays wrong
-                tries = connect_error(str(error), self.where, names=names).tries
-                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
+                fault = connect_error(str(error), self.where, names=names)
+                hint = NO_POOLER if fault.hint is POOLER_OPTIONS else CHECK_LEDGER
+                raise ClaimLost(self._told(error), hint, tries=fault.tries, wide=True) from None
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
         """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
@@ -2230,7 +2234,26 @@ class SharedLedger(Ledger):
             **options, autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
         self._session.look = self._look  # type: ignore[attr-defined]
+        self._refuse_pooler(self._session, list(limits))
         return self._session
+
+    def _refuse_pooler(self, session: psycopg.Connection[Any], limits: Sequence[str]) -> None:
+        """Whether the session has what its login asked for: a pooler's has not, or is another one the next time.
+
+        Without search_path the tables would be others than those of a PC that has no pooler.
+        """
+        self._allow_answer()
+        sql = "SELECT FROM pg_settings WHERE source = 'client' AND name = ANY(%s)"
+        if session.execute(sql, [limits]).rowcount != len(limits):
+            session.close()
+            template = (
+                "ledger at {where}: a pooler answers there, whose session is not this PC's own"
+            )
+            raise LocalFault(text(template, where=self.where), NO_POOLER)
+
+    def _allow_answer(self) -> None:
+        """From now on."""
+        self._limit_s = time.monotonic() + LEDGER_ANSWER_S
 
     def _look(self) -> None:
         import psycopg
@@ -2427,6 +2450,9 @@ CHECK_SETTINGS = text("check the PG… settings in config.env")
 LOCKED = text("another session locks a table of this query; ask who changes it at this hour")
 TOO_LONG = text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")
 CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
+POOLER_OPTIONS = text(
+    "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"
+)
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
 NAME_UNKNOWN = text("this name is unknown")
@@ -2463,13 +2489,7 @@ CONNECT_RULES = (
     SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
     Rule(r"pg_hba", NEVER, text("ask the database administrator to let this PC in (pg_hba.conf)")),
-    Rule(
-        r"unsupported startup parameter",
-        NEVER,
-        text(
-            "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"
-        ),
-    ),
+    Rule(r"unsupported startup parameter", NEVER, POOLER_OPTIONS),
     Rule(
         r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
         r"|definition of service|codec not available",
@@ -7087,6 +7107,13 @@ PORTUGUESE: dict[str, str] = {
     "check LEDGER and the network; is PostgreSQL running, in version 14 or newer?": (
         "confira LEDGER e a rede; o PostgreSQL está no ar, na versão 14 ou mais nova?"
     ),
+    (
+        "let LEDGER name PostgreSQL's own host and port: through a pooler two PCs may send the "
+        "same mailing"
+    ): (
+        "indique em LEDGER o host e a porta do próprio PostgreSQL: por um pooler, dois "
+        "computadores podem enviar o mesmo mailing"
+    ),
     "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
     "set synchronous_standby_names there, or a failover forgets the last deliveries": (
         "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
@@ -7192,6 +7219,10 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the server grants {count} of {wanted} database sessions: mailings take turns": (
         "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
+    ),
+    "ledger at {where}: a pooler answers there, whose session is not this PC's own": (
+        "registro de entregas em {where}: quem responde ali é um pooler, cuja sessão não é só "
+        "deste computador"
     ),
     "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "let the database administrator run: {sql}": (

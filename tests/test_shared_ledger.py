@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG
+from rig.poolers import PGBOUNCER, PgBouncer
 from rig.programs import Program, Programs
 from rig.replicas import Primary, Standby
-from rig.several_pcs import QUICK_LEDGER, Centre, Pc, has_networks
+from rig.several_pcs import QUICK_LEDGER, ROLE, Centre, Pc, has_networks
 from rig.theatre import Rig, until
 from stage import Stage
 from test_aftermath import Listener, listener
@@ -383,6 +384,26 @@ def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) ->
     with centre.dialer():
         assert centre.pc("um").run().code == 0
         centre.delivered("alfa")
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+@pytest.mark.parametrize("ignored", ["options", ""], ids=["options ignored", "options refused"])
+def test_a_pooler_before_the_ledger_is_refused(centre: Centre, mode: str, ignored: str) -> None:
+    """Where it ignores the login's options the tables stood in another schema, and each mailing was sent twice."""
+    if not PGBOUNCER:
+        pytest.skip("needs pgbouncer")
+    centre.campaigns("alfa", "beta")
+    login = (ROLE, centre.password)
+    with PgBouncer(centre.server, mode, login, ignore_startup_parameters=ignored) as pooler, centre.dialer():
+        behind = centre.pc("um")
+        behind.settings["LEDGER"] = centre.conninfo(pooler.port)
+        for options in ([], ["--check"]):
+            told = " ".join(behind.run(*options).output.split())
+            assert "let LEDGER name PostgreSQL's own host and port" in told
+            assert "exit code 2" in told and "retry" not in told
+        assert centre.pc("dois").run().code == 0
+        assert behind.run().code == 2
+        centre.delivered("alfa", "beta")
 
 
 def test_a_wrong_password_of_the_ledger_is_tried_once(centre: Centre) -> None:
