@@ -2096,6 +2096,7 @@ class SharedLedger(Ledger):
                 self._execute(SHARED_LEDGER_SQL, ())
             self._check_version()
             if not looks:
+                self._check_rights()
                 self._check_clock()
         except PipelineError as error:
             self.close()
@@ -2148,6 +2149,12 @@ class SharedLedger(Ledger):
                 text("{path}: the ledger is of another version of this program", path=self.where)
             )
 
+    def _check_rights(self) -> None:
+        """Whether entries may be made and changed: nothing is."""
+        for table in ("mailings", "runs"):
+            self._execute(f"INSERT INTO {table} (slot) SELECT slot FROM {table} WHERE false", ())
+            self._execute(f"UPDATE {table} SET slot = slot WHERE false", ())
+
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
         now, theirs_s = (
@@ -2191,7 +2198,11 @@ class SharedLedger(Ledger):
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
                 raise Held(text("this slot's mailing is out already")) from None
-            except psycopg.errors.InsufficientPrivilege as error:
+            # the second: a schema that this user may not look into is none to it
+            except (
+                psycopg.errors.InsufficientPrivilege,
+                psycopg.errors.InvalidSchemaName,
+            ) as error:
                 raise LocalFault(self._told(error), self._cure()) from None
             except psycopg.ProgrammingError as error:
                 raise LocalFault(self._told(error), CHECK_LEDGER) from None
@@ -2268,6 +2279,11 @@ class SharedLedger(Ledger):
     def _cure(self) -> Text:
         user = self._session.info.user if self._session else ""
         sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{user}"'
+        if self._value(f"to_regnamespace('{PROGRAM}')"):  # another user made it
+            sql = "; ".join(
+                f'GRANT ALL ON {what} {PROGRAM} TO "{user}"'
+                for what in ("SCHEMA", "ALL TABLES IN SCHEMA")
+            )
         return text("let the database administrator run: {sql}", sql=sql)
 
 

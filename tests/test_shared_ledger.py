@@ -386,6 +386,28 @@ def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) ->
         centre.delivered("alfa")
 
 
+@pytest.mark.parametrize("table", ["", "mailings", "runs"], ids=["of the schema", "of the mailings", "of the runs"])
+def test_a_role_that_lacks_rights_is_told_the_statement_before_any_query(centre: Centre, table: str) -> None:
+    """Another role made the schema; CREATE SCHEMA would be refused there."""
+    centre.campaigns("alfa", "beta")
+    with centre.server.connect(centre.database) as connection, centre.dialer():
+        assert centre.pc("um").run("--only", "alfa").code == 0
+        if table:
+            connection.execute(f"ALTER TABLE mailing_pipeline.{table} OWNER TO postgres")
+            connection.execute(f"REVOKE INSERT, UPDATE ON mailing_pipeline.{table} FROM {ROLE}")
+        else:
+            connection.execute("ALTER SCHEMA mailing_pipeline OWNER TO postgres")
+            connection.execute(f"REVOKE ALL ON SCHEMA mailing_pipeline FROM {ROLE}")
+        for options in ([], ["--check"]):
+            refused = centre.pc("um").run(*options)
+            assert refused.code == 2 and "exported" not in refused.output
+            statement = re.search(r"GRANT ALL ON SCHEMA .*? TO .*? TO \"\w+\"", " ".join(refused.output.split()))
+            assert statement, refused.output
+        connection.execute(statement[0])
+        assert centre.pc("um").run().code == 0
+        centre.delivered("alfa", "beta")
+
+
 @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
 @pytest.mark.parametrize("ignored", ["options", ""], ids=["options ignored", "options refused"])
 def test_a_pooler_before_the_ledger_is_refused(centre: Centre, mode: str, ignored: str) -> None:
