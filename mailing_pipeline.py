@@ -2294,6 +2294,31 @@ def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger
     return Ledger(settings.ledger_path, clock, looks)
 
 
+def refuse_unknown_mailings(folder: Path, ledger: Ledger, slot: str) -> None:
+    """A mailing of this slot of which the ledger does not know: it is not the one that the slot began with.
+
+    LEDGER was set or emptied meanwhile, its database made anew, a backup restored: what went out
+    would go out again. Raises SettingsFault.
+    """
+
+    def is_of_slot(path: Path) -> bool:
+        with contextlib.suppress(OSError, ValueError):  # it may go at this moment
+            return slot_of(datetime.fromtimestamp(path.stat().st_mtime)) == slot
+        return False
+
+    mailings = [path for path in folder.glob("*") if path.suffix.lower() in MAILING_ENDINGS]
+    rejected = {rejected_name(path.name) for path in mailings}
+    for path in mailings:
+        known = path.name in rejected or not is_of_slot(path) or ledger.knows_file(path.name)
+        if not known:
+            template = (
+                "{path}: a mailing of this hour that the ledger does not know: it may have been sent "
+                "already. Was LEDGER changed, or the ledger made anew? Put it back as it was; or wait "
+                "for the next hour; or move the file elsewhere"
+            )
+            raise SettingsFault(text(template, path=path))
+
+
 def is_any(states: Iterable[State]) -> str:
     """In SQL: whether an entry is in one of these states."""
     return f"state IN ({', '.join(map(repr, map(str, states)))})"
@@ -5512,6 +5537,7 @@ def run(
         held.enter_context(only_run(lock, who, clock, wait_s))
         ledger = retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
         held.callback(ledger.close)
+        refuse_unknown_mailings(settings.output, ledger, slot_of(stop.start))
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
@@ -5782,6 +5808,7 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
 def check_ledger(settings: Settings, clock: Clock) -> Text | None:
     """Open it as a run does, and write into it what does not stay."""
     with contextlib.closing(open_ledger(settings, clock)) as ledger:
+        refuse_unknown_mailings(settings.output, ledger, slot_of(clock.now()))
         return ledger.probe()
 
 
@@ -7235,6 +7262,15 @@ PORTUGUESE: dict[str, str] = {
     ),
     "the server grants {count} of {wanted} database sessions: mailings take turns": (
         "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
+    ),
+    (
+        "{path}: a mailing of this hour that the ledger does not know: it may have been sent "
+        "already. Was LEDGER changed, or the ledger made anew? Put it back as it was; or wait "
+        "for the next hour; or move the file elsewhere"
+    ): (
+        "{path}: um mailing desta hora que o registro de entregas não conhece: pode já ter sido "
+        "enviado. LEDGER foi alterado, ou o registro foi criado de novo? Volte ao que era; ou "
+        "espere a próxima hora; ou mova o arquivo para outro lugar"
     ),
     "ledger at {where}: a pooler answers there, whose session is not this PC's own": (
         "registro de entregas em {where}: quem responde ali é um pooler, cuja sessão não é só "

@@ -386,6 +386,35 @@ def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) ->
         centre.delivered("alfa")
 
 
+@pytest.mark.parametrize("change", ["set", "emptied", "made anew"])
+def test_a_ledger_that_is_changed_within_an_hour_sends_nothing_twice(centre: Centre, change: str) -> None:
+    """The first PC gets a second at midday; a ledger out of reach is commented out; a database is restored."""
+    centre.campaigns("alfa", "beta")
+    pc = centre.pc("um")
+    shared, own = {"LEDGER": centre.conninfo(pc.to_ledger.port)}, {"LEDGER": ""}
+    orders = {"set": (own, own, shared), "emptied": (own, shared, own), "made anew": (shared, shared, shared)}
+    first, before, after = orders[change]
+    with centre.dialer() as dialer:
+        pc.settings |= first
+        assert pc.run().code == 0  # that one is no new one, and knows an hour before
+        centre.clock.jump(3600, steady_too=True)
+        pc.settings |= before
+        assert pc.run().code == 0
+        for path in (pc.folder / "output").glob(f"*{centre.clock.now():_%d-%m_%H}-*.csv"):
+            os.utime(path, (centre.clock.now().timestamp(),) * 2)  # the programs' clock is not the disk's
+        pc.settings |= after
+        if change == "made anew":
+            with centre.server.connect(centre.database) as connection:
+                connection.execute("DROP SCHEMA mailing_pipeline CASCADE")
+        for options in ([], ["--scheduled"], ["--check"]):
+            refused = pc.run(*options)
+            assert refused.code == 2 and "that the ledger does not know" in " ".join(refused.output.split())
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 2, "beta": 2}
+        centre.clock.jump(3600, steady_too=True)
+        assert pc.run().code == 0
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 3, "beta": 3}
+
+
 @pytest.mark.parametrize("table", ["", "mailings", "runs"], ids=["of the schema", "of the mailings", "of the runs"])
 def test_a_role_that_lacks_rights_is_told_the_statement_before_any_query(centre: Centre, table: str) -> None:
     """Another role made the schema; CREATE SCHEMA would be refused there."""
