@@ -2549,9 +2549,15 @@ CONNECT_RULES = (
 )
 LOGIN_REFUSED = Rule(r"", NEVER, CHECK_LOGIN)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits
-# all.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE and what is said with it
+# decides; the last fits all.
 SQLSTATE_RULES = (
+    Rule(
+        r"08P01 .*statement pooling",  # PgBouncer, of every BEGIN
+        NEVER,
+        text("have the pooler's pool_mode set to transaction or session for this PGUSER"),
+        wide=True,
+    ),
     Rule(r"28...|3D000", NEVER, CHECK_LOGIN, wide=True),
     Rule(
         r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000",
@@ -2630,7 +2636,7 @@ def query_error(
     if not code:
         message = text("{where}: the connection to the database was lost", where=where)
         return DatabaseError(message, CHECK_NETWORK, tries=AGAIN)
-    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, code))
+    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, f"{code} {told}"))
     # From within a function or a cast (to_tsquery(name), name::regclass, RAISE), whose text and
     # code are anybody's: it may quote a row, or mean another server.
     inside = bool(error.diag.context)
@@ -7324,6 +7330,9 @@ PORTUGUESE: dict[str, str] = {
         "ignore_startup_parameters"
     ): (
         "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
+    ),
+    "have the pooler's pool_mode set to transaction or session for this PGUSER": (
+        "peça que pool_mode do pooler seja transaction ou session para este PGUSER"
     ),
     "ask for SELECT on that table for this PGUSER": (
         "peça permissão de SELECT nessa tabela para este PGUSER"
