@@ -2054,6 +2054,9 @@ LOST_HINT = text(
     "nothing to do: whichever PC reaches the ledger carries on, and looks first what became of it"
 )
 CHECK_LEDGER = text("check LEDGER and the network; is PostgreSQL running, in version 14 or newer?")
+NO_POOLER = text(
+    "let LEDGER name PostgreSQL's own host and port: through a pooler two PCs may send the same mailing"
+)
 # What stands in LEDGER_SQL, as PostgreSQL calls it.
 POSTGRES_WORDS = {
     "INTEGER PRIMARY KEY": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
@@ -2108,6 +2111,7 @@ class SharedLedger(Ledger):
                 template = "{path}: the ledger is of another version of this program"
                 raise SettingsFault(text(template, path=self.where))
             if not looks:
+                self._check_rights()
                 self._check_clock()
         except PipelineError as error:
             self.close()
@@ -2152,6 +2156,12 @@ class SharedLedger(Ledger):
             template = "this PC stood still for {seconds} s: others may have its claims"
             raise ClaimLost(text(template, seconds=round(gone_s)), LOST_HINT, wide=True)
 
+    def _check_rights(self) -> None:
+        """Whether entries may be made and changed: nothing is."""
+        for table in ("mailings", "runs"):
+            self._execute(f"INSERT INTO {table} (slot) SELECT slot FROM {table} WHERE false", ())
+            self._execute(f"UPDATE {table} SET slot = slot WHERE false", ())
+
     def _check_clock(self) -> None:
         """A slot is an hour of this PC's clock: one that is wrong would send a slot's mailings a second time."""
         now = self.clock.now()
@@ -2188,13 +2198,16 @@ class SharedLedger(Ledger):
         with self._lock:
             try:
                 session = self._connected()
-                limit_s = time.monotonic() + LEDGER_ANSWER_S
-                session.look = functools.partial(self._look, limit_s)  # type: ignore[attr-defined]
+                self._allow_answer(session)
                 cursor = session.execute(sql.replace("?", "%s").encode(), given or None)
                 return cursor.fetchall() if cursor.description else []
             except psycopg.errors.UniqueViolation:
                 raise Held(text("this slot's mailing is out already")) from None
-            except psycopg.errors.InsufficientPrivilege as error:
+            # the second: a schema that this user may not look into is none to it
+            except (
+                psycopg.errors.InsufficientPrivilege,
+                psycopg.errors.InvalidSchemaName,
+            ) as error:
                 raise LocalFault(self._told(error), self._cure()) from None
             except psycopg.ProgrammingError as error:
                 raise LocalFault(self._told(error), CHECK_LEDGER) from None
@@ -2205,8 +2218,9 @@ class SharedLedger(Ledger):
                 own = self.settings.ledger
                 names = [own[key] for key in ("user", "dbname") if key in own]
                 # a wrong password stays wrong
-                tries = connect_error(str(error), self.where, names=names).tries
-                raise ClaimLost(self._told(error), CHECK_LEDGER, tries=tries, wide=True) from None
+                fault = connect_error(str(error), self.where, names=names)
+                hint = NO_POOLER if fault.hint is POOLER_OPTIONS else CHECK_LEDGER
+                raise ClaimLost(self._told(error), hint, tries=fault.tries, wide=True) from None
 
     def _connected(self) -> psycopg.Connection[dict[str, Any]]:
         """The session; a new one, which holds nothing, where it broke. Raises psycopg.Error."""
@@ -2235,7 +2249,26 @@ class SharedLedger(Ledger):
         self._session = connect(
             **options, autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
+        self._refuse_pooler(self._session, list(limits))
         return self._session
+
+    def _refuse_pooler(self, session: psycopg.Connection[Any], limits: Sequence[str]) -> None:
+        """Whether the session has what its login asked for: a pooler's has not, or is another one the next time.
+
+        Without search_path the tables would be others than those of a PC that has no pooler.
+        """
+        self._allow_answer(session)
+        sql = "SELECT FROM pg_settings WHERE source = 'client' AND name = ANY(%s)"
+        if session.execute(sql, [limits]).rowcount != len(limits):
+            session.close()
+            template = (
+                "ledger at {where}: a pooler answers there, whose session is not this PC's own"
+            )
+            raise LocalFault(text(template, where=self.where), NO_POOLER)
+
+    def _allow_answer(self, session: psycopg.Connection[Any]) -> None:
+        """Wait for what is asked next so long and no longer."""
+        session.look = functools.partial(self._look, time.monotonic() + LEDGER_ANSWER_S)  # type: ignore[attr-defined]
 
     @staticmethod
     def _look(limit_s: float) -> None:
@@ -2251,6 +2284,11 @@ class SharedLedger(Ledger):
     def _cure(self) -> Text:
         user = self._session.info.user if self._session else ""
         sql = f'CREATE SCHEMA {PROGRAM} AUTHORIZATION "{user}"'
+        if self._value(f"to_regnamespace('{PROGRAM}')"):  # another user made it
+            sql = "; ".join(
+                f'GRANT ALL ON {what} {PROGRAM} TO "{user}"'
+                for what in ("SCHEMA", "ALL TABLES IN SCHEMA")
+            )
         return text("let the database administrator run: {sql}", sql=sql)
 
 
@@ -2259,6 +2297,31 @@ def open_ledger(settings: Settings, clock: Clock, looks: bool = False) -> Ledger
     if settings.ledger:
         return SharedLedger(settings, clock, looks)
     return Ledger(settings.ledger_path, clock, looks)
+
+
+def refuse_unknown_mailings(folder: Path, ledger: Ledger, slot: str) -> None:
+    """A mailing of this slot of which the ledger does not know: it is not the one that the slot began with.
+
+    LEDGER was set or emptied meanwhile, its database made anew, a backup restored: what went out
+    would go out again. Raises SettingsFault.
+    """
+
+    def is_of_slot(path: Path) -> bool:
+        with contextlib.suppress(OSError, ValueError):  # it may go at this moment
+            return slot_of(datetime.fromtimestamp(path.stat().st_mtime)) == slot
+        return False
+
+    mailings = [path for path in folder.glob("*") if path.suffix.lower() in MAILING_ENDINGS]
+    rejected = {rejected_name(path.name) for path in mailings}
+    for path in mailings:
+        known = path.name in rejected or not is_of_slot(path) or ledger.knows_file(path.name)
+        if not known:
+            template = (
+                "{path}: a mailing of this hour that the ledger does not know: it may have been sent "
+                "already. Was LEDGER changed, or the ledger made anew? Put it back as it was; or wait "
+                "for the next hour; or move the file elsewhere"
+            )
+            raise SettingsFault(text(template, path=path))
 
 
 def is_any(states: Iterable[State]) -> str:
@@ -2439,6 +2502,9 @@ CHECK_SETTINGS = text("check the PG… settings in config.env")
 LOCKED = text("another session locks a table of this query; ask who changes it at this hour")
 TOO_LONG = text("the query took too long: see its plan, or raise '-- timeout:' (seconds)")
 CANCELLED = text("somebody cancelled it before its time was over; ask the database administrator")
+POOLER_OPTIONS = text(
+    "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"
+)
 REFUSED = text("the connection was refused")
 TIMED_OUT = text("no answer in time")
 NAME_UNKNOWN = text("this name is unknown")
@@ -2475,13 +2541,7 @@ CONNECT_RULES = (
     SCARCE,
     Rule(r"password|senha|authentication failed", NEVER, CHECK_LOGIN, PASSWORD_WRONG),
     Rule(r"pg_hba", NEVER, text("ask the database administrator to let this PC in (pg_hba.conf)")),
-    Rule(
-        r"unsupported startup parameter",
-        NEVER,
-        text(
-            "take PGOPTIONS and the like out of config.env, or set the pooler's ignore_startup_parameters"
-        ),
-    ),
+    Rule(r"unsupported startup parameter", NEVER, POOLER_OPTIONS),
     Rule(
         r"certificate|does not support SSL|invalid .*value|invalid (integer|port|connection)"
         r"|definition of service|codec not available",
@@ -2500,9 +2560,15 @@ CONNECT_RULES = (
 )
 LOGIN_REFUSED = Rule(r"", NEVER, CHECK_LOGIN)
 
-# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE decides; the last fits
-# all.
+# PostgreSQL manual, Appendix A. The first pattern that fits the SQLSTATE and what is said with it
+# decides; the last fits all.
 SQLSTATE_RULES = (
+    Rule(
+        r"08P01 .*statement pooling",  # PgBouncer, of every BEGIN
+        NEVER,
+        text("have the pooler's pool_mode set to transaction or session for this PGUSER"),
+        wide=True,
+    ),
     Rule(r"28...|3D000", NEVER, CHECK_LOGIN, wide=True),
     Rule(
         r"08(000|001|003|006|P01)|40001|40P01|40003|53000|53300|57P0[1235]|25P03|72000",
@@ -2581,7 +2647,7 @@ def query_error(
     if not code:
         message = text("{where}: the connection to the database was lost", where=where)
         return DatabaseError(message, CHECK_NETWORK, tries=AGAIN)
-    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, code))
+    rule = next(rule for rule in SQLSTATE_RULES if re.match(rule.pattern, f"{code} {told}"))
     # From within a function or a cast (to_tsquery(name), name::regclass, RAISE), whose text and
     # code are anybody's: it may quote a row, or mean another server.
     inside = bool(error.diag.context)
@@ -5481,6 +5547,7 @@ def run(
         ledger = retry(lambda: open_ledger(settings, clock), LEDGER_PATIENCE, stop, "ledger")
         held.callback(ledger.close)
         ledger.stop = stop
+        refuse_unknown_mailings(settings.output, ledger, slot_of(stop.start))
         line = Line(settings, options, stop, ledger)
         this = Run(line, choose(files, options.only))
         with watchdog(stop, line.drops):
@@ -5751,6 +5818,7 @@ def check(settings: Settings, files: QueryFiles, clock: Clock) -> list[Finding]:
 def check_ledger(settings: Settings, clock: Clock) -> Text | None:
     """Open it as a run does, and write into it what does not stay."""
     with contextlib.closing(open_ledger(settings, clock)) as ledger:
+        refuse_unknown_mailings(settings.output, ledger, slot_of(clock.now()))
         return ledger.probe()
 
 
@@ -7088,6 +7156,13 @@ PORTUGUESE: dict[str, str] = {
     "check LEDGER and the network; is PostgreSQL running, in version 14 or newer?": (
         "confira LEDGER e a rede; o PostgreSQL está no ar, na versão 14 ou mais nova?"
     ),
+    (
+        "let LEDGER name PostgreSQL's own host and port: through a pooler two PCs may send the "
+        "same mailing"
+    ): (
+        "indique em LEDGER o host e a porta do próprio PostgreSQL: por um pooler, dois "
+        "computadores podem enviar o mesmo mailing"
+    ),
     "shared, in PostgreSQL at {where}": "compartilhado, no PostgreSQL em {where}",
     "set synchronous_standby_names there, or a failover forgets the last deliveries": (
         "defina synchronous_standby_names lá, ou um failover esquece as últimas entregas"
@@ -7198,6 +7273,19 @@ PORTUGUESE: dict[str, str] = {
     "the server grants {count} of {wanted} database sessions: mailings take turns": (
         "o servidor concede {count} de {wanted} sessões de banco de dados: os mailings se revezam"
     ),
+    (
+        "{path}: a mailing of this hour that the ledger does not know: it may have been sent "
+        "already. Was LEDGER changed, or the ledger made anew? Put it back as it was; or wait "
+        "for the next hour; or move the file elsewhere"
+    ): (
+        "{path}: um mailing desta hora que o registro de entregas não conhece: pode já ter sido "
+        "enviado. LEDGER foi alterado, ou o registro foi criado de novo? Volte ao que era; ou "
+        "espere a próxima hora; ou mova o arquivo para outro lugar"
+    ),
+    "ledger at {where}: a pooler answers there, whose session is not this PC's own": (
+        "registro de entregas em {where}: quem responde ali é um pooler, cuja sessão não é só "
+        "deste computador"
+    ),
     "ledger at {where}: {reason}": "registro de entregas em {where}: {reason}",
     "let the database administrator run: {sql}": (
         "peça ao administrador do banco que execute: {sql}"
@@ -7243,6 +7331,9 @@ PORTUGUESE: dict[str, str] = {
         "ignore_startup_parameters"
     ): (
         "tire PGOPTIONS e semelhantes de config.env, ou defina ignore_startup_parameters no pooler"
+    ),
+    "have the pooler's pool_mode set to transaction or session for this PGUSER": (
+        "peça que pool_mode do pooler seja transaction ou session para este PGUSER"
     ),
     "ask for SELECT on that table for this PGUSER": (
         "peça permissão de SELECT nessa tabela para este PGUSER"

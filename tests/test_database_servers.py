@@ -203,6 +203,17 @@ def test_a_startup_parameter_that_a_pooler_refuses_is_named_once(rig: Rig) -> No
         rig.delivered()
 
 
+def test_a_pooler_in_statement_mode_is_named_once(rig: Rig) -> None:
+    """83: it takes no BEGIN, which stays so; the hint was that it would be tried again by itself."""
+    rig.campaigns("alfa", "beta")
+    with pgbouncer(rig, "statement"), rig.dialer():
+        program = rig.run()
+        assert program.code == 5
+        assert "pool_mode" in program.output and " retry " not in rig.log()
+        assert "pool_mode" in checked(rig, 5)
+        rig.delivered()
+
+
 # 83: Pgpool-II -------------------------------------------------------------------------------------------------------
 
 

@@ -779,6 +779,8 @@ def test_every_row_of_the_tables_has_an_example_here() -> None:
     examples: list[tuple[tuple[mailing_pipeline.Rule, ...], str, str]] = []
     examples += [(mailing_pipeline.CONNECT_RULES, told, "") for told, _ in CONNECTING]
     examples += [(mailing_pipeline.SQLSTATE_RULES, state, "") for state in [*known_sqlstates(), *SQLSTATES]]
+    told = "08P01 transaction blocks not allowed in statement pooling mode"  # test_database_servers.py has the pooler
+    examples.append((mailing_pipeline.SQLSTATE_RULES, told, ""))
     for error, _ in SFTP:
         examples.append((mailing_pipeline.SFTP_RULES, str(error), str(type(error).__mro__)))
     met = set()

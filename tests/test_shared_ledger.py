@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG
+from rig.poolers import PGBOUNCER, PgBouncer
 from rig.programs import Program, Programs
 from rig.replicas import Primary, Standby
-from rig.several_pcs import QUICK_LEDGER, Centre, Pc, has_networks
+from rig.several_pcs import QUICK_LEDGER, ROLE, Centre, Pc, has_networks
 from rig.theatre import Rig, until
 from stage import Stage
 from test_aftermath import Listener, listener
@@ -395,6 +396,77 @@ def test_a_role_that_may_make_no_tables_is_told_the_statement(centre: Centre) ->
     with centre.dialer():
         assert centre.pc("um").run().code == 0
         centre.delivered("alfa")
+
+
+@pytest.mark.parametrize("change", ["set", "emptied", "made anew"])
+def test_a_ledger_that_is_changed_within_an_hour_sends_nothing_twice(centre: Centre, change: str) -> None:
+    """The first PC gets a second at midday; a ledger out of reach is commented out; a database is restored."""
+    centre.campaigns("alfa", "beta")
+    pc = centre.pc("um")
+    shared, own = {"LEDGER": centre.conninfo(pc.to_ledger.port)}, {"LEDGER": ""}
+    orders = {"set": (own, own, shared), "emptied": (own, shared, own), "made anew": (shared, shared, shared)}
+    first, before, after = orders[change]
+    with centre.dialer() as dialer:
+        pc.settings |= first
+        assert pc.run().code == 0  # that one is no new one, and knows an hour before
+        centre.clock.jump(3600, steady_too=True)
+        pc.settings |= before
+        assert pc.run().code == 0
+        for path in (pc.folder / "output").glob(f"*{centre.clock.now():_%d-%m_%H}-*.csv"):
+            os.utime(path, (centre.clock.now().timestamp(),) * 2)  # the programs' clock is not the disk's
+        pc.settings |= after
+        if change == "made anew":
+            with centre.server.connect(centre.database) as connection:
+                connection.execute("DROP SCHEMA mailing_pipeline CASCADE")
+        for options in ([], ["--scheduled"], ["--check"]):
+            refused = pc.run(*options)
+            assert refused.code == 2 and "that the ledger does not know" in " ".join(refused.output.split())
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 2, "beta": 2}
+        centre.clock.jump(3600, steady_too=True)
+        assert pc.run().code == 0
+        assert Counter(arrival.campaign for arrival in dialer.record) == {"alfa": 3, "beta": 3}
+
+
+@pytest.mark.parametrize("table", ["", "mailings", "runs"], ids=["of the schema", "of the mailings", "of the runs"])
+def test_a_role_that_lacks_rights_is_told_the_statement_before_any_query(centre: Centre, table: str) -> None:
+    """Another role made the schema; CREATE SCHEMA would be refused there."""
+    centre.campaigns("alfa", "beta")
+    with centre.server.connect(centre.database) as connection, centre.dialer():
+        assert centre.pc("um").run("--only", "alfa").code == 0
+        if table:
+            connection.execute(f"ALTER TABLE mailing_pipeline.{table} OWNER TO postgres")
+            connection.execute(f"REVOKE INSERT, UPDATE ON mailing_pipeline.{table} FROM {ROLE}")
+        else:
+            connection.execute("ALTER SCHEMA mailing_pipeline OWNER TO postgres")
+            connection.execute(f"REVOKE ALL ON SCHEMA mailing_pipeline FROM {ROLE}")
+        for options in ([], ["--check"]):
+            refused = centre.pc("um").run(*options)
+            assert refused.code == 2 and "exported" not in refused.output
+            statement = re.search(r"GRANT ALL ON SCHEMA .*? TO .*? TO \"\w+\"", " ".join(refused.output.split()))
+            assert statement, refused.output
+        connection.execute(statement[0])
+        assert centre.pc("um").run().code == 0
+        centre.delivered("alfa", "beta")
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+@pytest.mark.parametrize("ignored", ["options", ""], ids=["options ignored", "options refused"])
+def test_a_pooler_before_the_ledger_is_refused(centre: Centre, mode: str, ignored: str) -> None:
+    """Where it ignores the login's options the tables stood in another schema, and each mailing was sent twice."""
+    if not PGBOUNCER:
+        pytest.skip("needs pgbouncer")
+    centre.campaigns("alfa", "beta")
+    login = (ROLE, centre.password)
+    with PgBouncer(centre.server, mode, login, ignore_startup_parameters=ignored) as pooler, centre.dialer():
+        behind = centre.pc("um")
+        behind.settings["LEDGER"] = centre.conninfo(pooler.port)
+        for options in ([], ["--check"]):
+            told = " ".join(behind.run(*options).output.split())
+            assert "let LEDGER name PostgreSQL's own host and port" in told
+            assert "exit code 2" in told and "retry" not in told
+        assert centre.pc("dois").run().code == 0
+        assert behind.run().code == 2
+        centre.delivered("alfa", "beta")
 
 
 def test_a_wrong_password_of_the_ledger_is_tried_once(centre: Centre) -> None:

@@ -153,15 +153,22 @@ class Pooler:
 
 
 class PgBouncer(Pooler):
-    """PgBouncer in one of its pool modes (session, transaction); settings are those of its [pgbouncer] section."""
+    """PgBouncer in one of its pool modes (session, transaction); settings are those of its [pgbouncer] section.
 
-    def __init__(self, database: LocalPostgres, mode: str, **settings: object) -> None:
+    Args:
+        login: user and password whom it lets in; those of the database's owner, if nobody is named.
+    """
+
+    def __init__(
+        self, database: LocalPostgres, mode: str, login: tuple[str, str] | None = None, **settings: object
+    ) -> None:
         super().__init__(database)
+        self._login = login or (database.user, database.password)
         self._settings = {"pool_mode": mode, **settings}
 
     def _command(self) -> list[str]:
         users = self.folder / "users.txt"
-        users.write_text(f'"{self.database.user}" "{self.database.password}"\n', encoding="ascii")
+        users.write_text('"{}" "{}"\n'.format(*self._login), encoding="ascii")
         common = {
             "listen_addr": self.host,
             "listen_port": self.port,
