@@ -76,7 +76,7 @@ def test_three_pcs_share_out_the_campaigns_of_a_slot(centre: Centre) -> None:
     """Each brings its share, within a third of the mean; with SHARED_CAMPAIGNS=200 in the long run."""
     names = [f"c{n:03}" for n in range(CAMPAIGNS)]
     for name in names:
-        centre.campaign(name, 20, pause_s=0.5)
+        centre.campaign(name, 20, pause_s=1.0)  # their starts may lie a second apart
     with centre.dialer():
         programs = [centre.pc(name).start("--scheduled") for name in THREE]
         for program in programs:
