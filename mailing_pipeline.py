@@ -4605,9 +4605,8 @@ class Line:
         try:
             arrived = self.drops.read_back(mailing.part, mailing.size_bytes)
         except DeliveryError:
-            self.drops.wait_until_whole(
-                mailing.part, mailing.size_bytes
-            )  # taken meanwhile: MayBeOut
+            # MayBeOut if it was taken meanwhile
+            self.drops.wait_until_whole(mailing.part, mailing.size_bytes)
             raise
         if arrived != (mailing.size_bytes, mailing.sha256):
             message = text("{path}: what arrived is not what was sent (SHA-256)", path=mailing.part)
