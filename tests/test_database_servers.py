@@ -144,6 +144,7 @@ def test_check_says_how_many_sessions_it_got(rig: Rig, limit: int) -> None:
 # 83: PgBouncer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_pool_of_one_connection_is_used_in_turn(rig: Rig) -> None:
     """83: the snapshot's session holds the only one there is, and is given up."""
     rig.campaign("alfa", pause_s=0.3)
@@ -167,6 +168,7 @@ def test_a_pool_that_others_keep_busy_is_waited_for(rig: Rig) -> None:
         rig.delivered("alfa", "beta")
 
 
+@pytest.mark.long
 def test_a_query_that_a_pooler_breaks_off_is_tried_again(rig: Rig) -> None:
     """83: 08P01 in the middle of a transaction."""
     rig.campaign("alfa", pause_s=2)
@@ -177,6 +179,7 @@ def test_a_query_that_a_pooler_breaks_off_is_tried_again(rig: Rig) -> None:
         rig.delivered()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_temp_table_works_behind_a_pooler_every_time(rig: Rig, size: int) -> None:
     """83: what is left in a pooled connection meets whoever gets it next."""

@@ -218,7 +218,7 @@ def test_a_table_that_is_locked_is_waited_for(rig: Rig) -> None:
 
 def test_a_backend_that_is_frozen_is_given_up(rig: Rig) -> None:
     """12: statement_timeout does not work in a process that stands still; the program's own limit does."""
-    rig.campaign("alfa", pause_s=1, timeout=3)
+    rig.campaign("alfa", pause_s=2, timeout=3)
     rig.campaign("beta", timeout=3)  # on a busy machine it may be this one that is frozen
     with rig.dialer():
         program = rig.start(constants={"GRACE_S": 1})

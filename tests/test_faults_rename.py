@@ -589,6 +589,7 @@ def test_a_ledger_that_is_held_for_a_while_costs_no_mailing(rig: Rig, moment: st
         rig.delivered("alfa")
 
 
+@pytest.mark.long
 def test_a_ledger_that_is_held_for_good_is_waited_for_once_and_not_for_each_campaign(rig: Rig) -> None:
     """57."""
     names = [f"c{number}" for number in range(30)]

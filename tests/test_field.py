@@ -1415,7 +1415,7 @@ def frames_on_a_terminal(stage: Stage, *options: str) -> tuple[int, str]:
 @posix
 def test_a_query_that_trickles_shows_its_contacts_and_the_time_gone(stage: Stage) -> None:
     # PostgreSQL itself sends nothing before 8 KB are together.
-    stage.query("10_a", "SELECT rpad('x', 9000) AS n, pg_sleep(0.5) AS s FROM generate_series(1, 12)")
+    stage.query("10_a", "SELECT rpad('x', 9000) AS n, pg_sleep(0.75) AS s FROM generate_series(1, 12)")
     code, frames = frames_on_a_terminal(stage)
     assert code == 0, frames
     counts = {int(count) for count in re.findall(r"reading, (\d+) contact", frames)}

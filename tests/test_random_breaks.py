@@ -22,7 +22,7 @@ from rig.theatre import Rig
 
 pytest_plugins = ["rig.plugin"]
 
-ROUNDS = int(os.environ.get("RANDOM_BREAKS", "20" if LONG else "8"))
+ROUNDS = int(os.environ.get("RANDOM_BREAKS", "20" if LONG else "4"))
 FIRST_SEED = int(os.environ.get("RANDOM_BREAKS_SEED") or random.SystemRandom().randrange(10**9))
 NAMES = [f"c{number}" for number in range(12)]
 

@@ -32,7 +32,7 @@ import mailing_pipeline
 
 pytest_plugins = ["rig.plugin"]
 
-ROUNDS = int(os.environ.get("RANDOM_KILLS", "20" if LONG else "6"))
+ROUNDS = int(os.environ.get("RANDOM_KILLS", "20" if LONG else "4"))
 FAULTY_ROUNDS = int(os.environ.get("RANDOM_FAULTS", "8" if LONG else "3"))
 TWO_AT_ONCE = int(os.environ.get("TWO_AT_ONCE", "10" if LONG else "4"))
 SEED = int(os.environ.get("RANDOM_KILLS_SEED") or random.SystemRandom().randrange(10**9))

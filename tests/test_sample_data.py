@@ -837,6 +837,7 @@ def test_every_package_that_a_test_imports_is_looked_for_before_the_tests_begin(
     assert foreign <= {*demo.PACKAGES, *demo.TEST_PACKAGES}
 
 
+@pytest.mark.long
 def test_without_shared_beside_it_a_clone_says_so_in_one_line(clone: Path) -> None:
     chosen = [str(clone / "tests" / name) for name in ("test_schedule_task.py", "test_windows_python.py")]
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", *chosen]
