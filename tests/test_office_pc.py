@@ -241,6 +241,7 @@ def test_readme_has_ten_steps_and_says_what_is_seen_at_those_that_show_something
 
 
 @pytest.mark.parametrize("step", [2, 5, 6, 7, 8, 9, 10])
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_at_each_step_a_person_sees_what_readme_says(walk: Walk, step: int) -> None:
     saw = " ".join(walk.saw[step].split())
@@ -248,11 +249,13 @@ def test_at_each_step_a_person_sees_what_readme_says(walk: Walk, step: int) -> N
         assert words in saw, walk.saw[step]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_each_step_ends_as_it_should(walk: Walk) -> None:
     assert walk.codes == {2: 0, 5: 2, 6: 0, 7: 0, 8: 0, 9: 0}, walk.saw
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_walk_ends_with_one_mailing_delivered_and_the_task_sends_nothing_twice(walk: Walk) -> None:
     assert walk.arrivals == ["minha"]
@@ -261,6 +264,7 @@ def test_the_walk_ends_with_one_mailing_delivered_and_the_task_sends_nothing_twi
     assert (code, "already delivered" in saw) == (0, True), saw
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_check_tells_of_the_folder_s_rights_as_windows_has_them(walk: Walk) -> None:
     """Wine's icacls does nothing, so that the folder is as open as Linux has it."""
@@ -268,6 +272,7 @@ def test_check_tells_of_the_folder_s_rights_as_windows_has_them(walk: Walk) -> N
     assert "on the network" not in walk.saw[6]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_unpacked_python_stays_as_it_came(walk: Walk) -> None:
     from windows import cpython

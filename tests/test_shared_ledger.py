@@ -199,7 +199,7 @@ def test_a_deadline_that_finds_the_ledger_silent_ends_the_run_in_order(centre: C
         assert listener.told
 
 
-@pytest.mark.parametrize("from_what", ["the ledger", "the dialer", "both"])
+@pytest.mark.parametrize("from_what", ["the ledger", pytest.param("the dialer", marks=pytest.mark.long), "both"])
 def test_a_pc_that_is_cut_off(centre: Centre, from_what: str) -> None:
     centre.campaigns("alfa", "beta", "gama")
     centre.campaign("lenta", 50, pause_s=1.5)
