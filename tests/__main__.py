@@ -22,7 +22,7 @@ if __name__ == "__main__":
         raise SystemExit(f"The tests cannot run: {fault}") from None
     import pytest
 
-    # Two for each core, for most tests wait half of their time; a file is the work of one.
-    workers = str(min(8, 2 * (os.cpu_count() or 2)))
+    # Two for each core and one more, for most tests wait half of their time; a file is the work of one.
+    workers = str(min(8, 2 * (os.cpu_count() or 2) + 1))
     at_a_time = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]
     raise SystemExit(pytest.main([str(HERE), *at_a_time, *sys.argv[1:]]))
