@@ -52,7 +52,13 @@ def chance_of(number: int) -> random.Random:
 def arrived_as_if_nothing_had_happened(rig: Rig, program: Program) -> None:
     assert program.code == 0, rig.log()
     rig.delivered(*NAMES)
-    assert rig.leftovers() == []
+    for _ in range(3):  # a break may hit the removal of a temp, and another one the next run's
+        if not rig.leftovers():
+            break
+        assert "a temp file may stay until the next run" in rig.log()
+        rig.run()
+    assert rig.leftovers() == [], rig.log()
+    rig.delivered(*NAMES)
     assert "internal error" not in rig.log()
 
 
