@@ -1337,7 +1337,9 @@ def parse_directives(sql: str) -> tuple[dict[str, Any], list[Text]]:
 
 BETWEEN = r"[\s._-]+"  # the words of a key
 # A key of so many words, as it is written; what ends it; the separator; the value.
-HEAD = rf"([^\W_]++(?:{BETWEEN}[^\W_]++){{%d}})[\"'`\])}}*_.]*+\s*+(?!::)((?:[:=>–—-]\s*)*)(.*)"
+NEARLY_DIRECTIVE = (
+    rf"([^\W_]++(?:{BETWEEN}[^\W_]++){{%d}})[\"'`\])}}*_.]*+\s*+(?!::)((?:[:=>–—-]\s*)*)(.*)"
+)
 
 
 def meant_as_directive(comment: Comment) -> Text | None:
@@ -1346,7 +1348,7 @@ def meant_as_directive(comment: Comment) -> Text | None:
     line = unicodedata.normalize("NFKC", line).rstrip()
     line = re.sub(r"^[\W_]+", "", line)
     for joints in range(4):  # the longest key has two, and a typing error adds one
-        if found := re.fullmatch(HEAD % joints, line):
+        if found := re.fullmatch(NEARLY_DIRECTIVE % joints, line):
             written = re.sub(BETWEEN, "_", found[1].lower())
             for key in DIRECTIVES:
                 if is_nearly(written, key) and is_meant(key, comment.leads, *found.groups()):
@@ -1778,7 +1780,7 @@ class Ledger:
 
     is_shared = False
     has_lost = False  # whatever was held
-    stop: Stop | None = None  # of the run that uses it: then nothing is waited for any longer
+    stop: Stop | None = None  # of the run that uses it; once it is over, nothing is waited for
     _is_ours = "1 = 1"  # in SQL: whether this PC still holds the campaign of an entry
 
     def __init__(self, path: Path, clock: Clock, looks: bool = False) -> None:
@@ -2015,26 +2017,25 @@ class Ledger:
     def _execute(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         """The one place at which the ledger is asked, in the SQL that both engines speak; ? stands for a value."""
         given = [as_column(value) for value in values]
-        try:
-            with self._lock:
-                while True:
-                    try:
-                        found = [dict(row) for row in self._db.execute(sql, given)]
-                        self._held_since_s = 0.0
-                        return found
-                    except sqlite3.OperationalError as error:
-                        if not self._is_waited_for(error):
-                            raise
-        except sqlite3.IntegrityError:
-            raise Held(text("this slot's mailing is out already")) from None  # the index `once`
-        except sqlite3.Error as error:
-            message = text("{path}: {reason}", path=self.path, reason=foreign(error))
-            hint = text("free the disk, and close other programs that hold the ledger")
-            raise LocalFault(message, hint) from error
+        with self._lock:
+            while True:
+                try:
+                    found = [dict(row) for row in self._db.execute(sql, given)]
+                    self._held_since_s = 0.0
+                    return found
+                except sqlite3.IntegrityError:  # the index `once`
+                    raise Held(text("this slot's mailing is out already")) from None
+                except sqlite3.Error as error:
+                    if self._is_waited_for(error):
+                        continue
+                    message = text("{path}: {reason}", path=self.path, reason=foreign(error))
+                    hint = text("free the disk, and close other programs that hold the ledger")
+                    raise LocalFault(message, hint) from error
 
-    def _is_waited_for(self, error: sqlite3.OperationalError) -> bool:
+    def _is_waited_for(self, error: sqlite3.Error) -> bool:
         """Whether another program holds the file, and may let go of it yet: a viewer, a backup, a scanner."""
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or (self.stop and self.stop.error):
+        code = getattr(error, "sqlite_errorcode", 0)  # Python's own errors have none
+        if code & 0xFF != sqlite3.SQLITE_BUSY or (self.stop and self.stop.error):
             return False
         now_s = self.clock.steady_s()
         if not self._held_since_s:
@@ -3707,6 +3708,14 @@ ALGORITHMS = {
 }
 
 
+# What a login needs for each of SSH's methods.
+LOGIN_SETTINGS = {
+    "publickey": "SFTP_KEY_FILE",
+    "password": "SFTP_PASSWORD",
+    "keyboard-interactive": "SFTP_PASSWORD",
+}
+
+
 @functools.cache
 def transport_class() -> type[Any]:
     """paramiko's Transport, which also tells what the server offers."""
@@ -3909,7 +3918,7 @@ class SftpLogin(Server):
         while not transport.is_authenticated():
             method = next((method for method in ways if not wanted or method in wanted), None)
             if not method:
-                raise self._wants(", ".join(wanted))
+                raise self._wants(", ".join(wanted), wanted)
             was_asked_for, answered = method in wanted, threading.Event()
             ask, what = ways.pop(method)
             try:
@@ -3941,12 +3950,16 @@ class SftpLogin(Server):
             ways["keyboard-interactive"] = handler.auth_interactive, answer
         return ways
 
-    def _wants(self, what: str) -> DeliveryError:
-        """A login that cannot be served unattended, or lacks a setting."""
+    def _wants(self, what: str, methods: Iterable[str] = ()) -> DeliveryError:
+        """A login that lacks a setting, or cannot be served unattended."""
+        keys = filter(None, map(LOGIN_SETTINGS.get, methods))
+        lacking = [key for key in dict.fromkeys(keys) if not getattr(self.settings, key.lower())]
         hint = text("ask the server's administrator for a login that needs nothing else")
+        if lacking:
+            hint = text("set {keys}, or {ask}", keys=lacking, ask=hint)
         # a question may quote the answer to the one before
         what = foreign(what, self.settings.secrets)
-        return self._fault(text("login: the server also wants {what}", what=what), hint)
+        return self._fault(text("login: the server wants {what}", what=what), hint)
 
 
 def load_key(settings: Settings) -> paramiko.PKey:
@@ -4190,8 +4203,8 @@ class DropFolders(SftpLogin):
     def send(self, temp: PurePosixPath, chunks: Iterable[bytes]) -> None:
         """Write chunks into a new file, every write acknowledged, and close it.
 
-        Whether it stands there is for `wait_until_whole` to tell: a refused or lost CLOSE says nothing about
-        that.
+        Whether it stands there is for `wait_until_whole` to tell: a refused or lost CLOSE says
+        nothing about that.
         """
         acknowledged = False
         try:
@@ -6850,6 +6863,16 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
             print(json.dumps(code_json(fault.exit_code) | outcome))
 
 
+def hasten() -> None:
+    """Set this Python to short runs of many threads; the figures are of tests/benchmark.py, workload a."""
+    # A worker that has its server's answer waits up to 5 ms for the interpreter: 5 to 10% of a run.
+    sys.setswitchinterval(0.0005)
+    # What libraries make as they are imported stays: looking through it for garbage is 3% of a run.
+    gc.set_threshold(20_000, 20, 20)
+    # 60 ms of each start, for a part of ssh_config that is not read here; paramiko does without it.
+    sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]
+
+
 def main(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -6864,12 +6887,7 @@ def main(
             stream.reconfigure(errors="replace")  # a cp1252 console must not stop a run
     for library in ("paramiko", "apprise"):  # what they log may quote; what matters they return
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-    # Workers mostly wait for a server, and then up to 5 ms for the interpreter: a tenth of a run.
-    # What libraries make as they are imported stays: looking through it for garbage is 3% of one.
-    sys.setswitchinterval(0.0005)
-    gc.set_threshold(20_000, 20, 20)
-    # 60 ms of each start, for a part of ssh_config that is not read here; paramiko does without it
-    sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]
+    hasten()
     environ = os.environ if environ is None else environ
     language = early_language(argv, environ)
     options = Options(**vars(parser(language).parse_args(argv)))
@@ -7472,7 +7490,8 @@ PORTUGUESE: dict[str, str] = {
     "ask the server's administrator for a login that needs nothing else": (
         "peça ao administrador do servidor um acesso que não exija mais nada"
     ),
-    "login: the server also wants {what}": "login: o servidor exige também {what}",
+    "set {keys}, or {ask}": "defina {keys}, ou {ask}",
+    "login: the server wants {what}": "login: o servidor exige {what}",
     "not found": "não encontrado",
     "correct SFTP_KEY_FILE": "corrija SFTP_KEY_FILE",
     "cannot be read: {reason}": "não pode ser lido: {reason}",

@@ -25,7 +25,7 @@ PARENT = {child: node for node in ast.walk(TREE) for child in ast.iter_child_nod
 WORDS = {"self", "state", "mailing.state", "meaning", "pickup"}
 # What is the same in both languages: nothing but fields, names of keys, and these words.
 ONLY_NAMES = re.compile(r"[\W\d]*((\{\w+\}|SFTP|SFTP_\w+|ok|bytes)[\W\d]*)+")
-SAME = {"login", "Mailings", "hours: {fault}"}
+SAME = {"login", "Mailings"}
 
 
 def scope_of(node: ast.AST) -> ast.AST:

@@ -184,14 +184,20 @@ REFUSALS = [
     Refusal(
         "OpenSSH: key and password, only the key given",
         lambda: Sshd("AuthenticationMethods publickey,password"),
-        says="wants password",
+        says="(?s)wants password.*set SFTP_PASSWORD",
         never=NETWORK,
     ),
     Refusal(
         "OpenSSH: key and password, only the password given",
         lambda: Sshd("AuthenticationMethods password,publickey", login="password"),
-        says="wants publickey",
+        says="(?s)wants publickey.*set SFTP_KEY_FILE",
         never=NETWORK,
+    ),
+    Refusal(
+        "OpenSSH: keys alone, only the password given",
+        lambda: Sshd("AuthenticationMethods publickey", login="password"),
+        says="(?s)wants publickey.*set SFTP_KEY_FILE",
+        never="also|" + NETWORK,
     ),
     Refusal(
         "OpenSSH: expired password",
