@@ -6864,7 +6864,7 @@ def tell_fault(fault: PipelineError, language: str, as_json: bool) -> None:
 
 
 def hasten() -> None:
-    """Set this Python to short runs of many threads; the figures are of tests/benchmark.py, workload a."""
+    """Set this Python to short runs of many threads; timed or profiled on workload a of tests/benchmark.py."""
     # A worker that has its server's answer waits up to 5 ms for the interpreter: 5 to 10% of a run.
     sys.setswitchinterval(0.0005)
     # What libraries make as they are imported stays: looking through it for garbage is 3% of a run.
